@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -121,7 +122,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	if e.Status >= http.StatusInternalServerError && e.Cause != nil {
-		logServerError(r, e)
+		logServerError(r.Context(), r, e)
 	}
 	if e.RetryAfter > 0 {
 		seconds := int64((e.RetryAfter + time.Second - 1) / time.Second)
@@ -150,21 +151,18 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(append(body, '\n'))
 }
 
-func logServerError(r *http.Request, e *Error) {
-	s := scopeFrom(r.Context())
+// logServerError logs the cause of a 5xx, of a 503 only if none was logged within the last second.
+func logServerError(ctx context.Context, r *http.Request, e *Error) {
+	s := scopeFrom(ctx)
 	if s == nil {
 		return
 	}
-	log := func() {
+	due := e.Status != http.StatusServiceUnavailable
+	s.unavailable.Do(func() { due = true })
+	if due {
 		s.logger.LogAttrs(
-			r.Context(), slog.LevelError, "request failed", slog.Int("status", e.Status),
-			slog.String("method", r.Method), slog.String("pattern", r.Pattern), slog.String("request_id", s.requestID),
-			slog.Any("error", e.Cause),
+			ctx, slog.LevelError, "request failed", slog.Int("status", e.Status), slog.String("method", r.Method),
+			slog.String("pattern", r.Pattern), slog.String("request_id", s.requestID), slog.Any("error", e.Cause),
 		)
 	}
-	if e.Status == http.StatusServiceUnavailable {
-		s.unavailable.Do(log)
-		return
-	}
-	log()
 }

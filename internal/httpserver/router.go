@@ -74,9 +74,10 @@ func (rt *router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set(requestIDHeader, id)
 	s := &scope{logger: rt.logger, unavailable: rt.unavailable, requestID: id}
-	r = r.WithContext(context.WithValue(r.Context(), scopeKey{}, s))
+	ctx := context.WithValue(r.Context(), scopeKey{}, s)
+	r = r.WithContext(ctx)
 	res := &response{ResponseWriter: w, request: r}
-	defer res.recover()
+	defer res.recover(ctx)
 	rt.mux.ServeHTTP(res, r)
 }
 
@@ -153,7 +154,7 @@ func (res *response) Write(b []byte) (int, error) {
 
 // recover turns a panic of a handler into a 500, or cuts the connection when an answer has begun: a client must not
 // take half an answer for a whole one.
-func (res *response) recover() {
+func (res *response) recover(ctx context.Context) {
 	v := recover()
 	if v == nil {
 		return
@@ -162,9 +163,9 @@ func (res *response) recover() {
 		panic(v)
 	}
 	r := res.request
-	s := scopeFrom(r.Context())
+	s := scopeFrom(ctx)
 	s.logger.LogAttrs(
-		r.Context(), slog.LevelError, "panic in a handler", slog.Any("panic", v), slog.String("method", r.Method),
+		ctx, slog.LevelError, "panic in a handler", slog.Any("panic", v), slog.String("method", r.Method),
 		slog.String("pattern", r.Pattern), slog.String("request_id", s.requestID),
 		slog.String("stack", string(debug.Stack())),
 	)

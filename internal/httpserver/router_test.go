@@ -159,7 +159,7 @@ func TestRouterPanic(t *testing.T) {
 	}
 	body, _ := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	if resp.StatusCode != 500 || resp.Header.Get("Etag") != "" || resp.Header.Get("X-Request-Id") == "" {
+	if resp.StatusCode != http.StatusInternalServerError || resp.Header.Get("Etag") != "" || resp.Header.Get("X-Request-Id") == "" {
 		t.Errorf("got %d, %v", resp.StatusCode, resp.Header)
 	}
 	if !strings.Contains(string(body), `"error":"internal"`) || strings.Contains(string(body), "secret") {

@@ -135,9 +135,11 @@ func (s *Server) Run(ctx context.Context) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if err := s.http.Shutdown(drain); err != nil {
-		s.logger.Warn("requests were cut off at the end of the drain", slog.Any("error", err))
+		s.logger.WarnContext(ctx, "requests were cut off at the end of the drain", slog.Any("error", err))
 		_ = s.http.Close() // only closes connections that were given their time
 	}
-	<-failed
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("http server: %w", err)
+	}
 	return nil
 }

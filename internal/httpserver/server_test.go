@@ -170,7 +170,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+	if resp.StatusCode != http.StatusOK || resp.ProtoMajor != 2 {
 		t.Errorf("%d over %s", resp.StatusCode, resp.Proto)
 	}
 	transport.CloseIdleConnections()
