@@ -1,0 +1,56 @@
+package event
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+)
+
+// idSource draws ids and seeds.
+type idSource struct {
+	random  func([]byte)
+	scratch [24]byte
+	// last is the newest UUIDv7's time in microseconds, and tail its last 62 bits.
+	last int64
+	tail uint64
+}
+
+func (s *idSource) seed() [16]byte {
+	s.random(s.scratch[:16])
+	return [16]byte(s.scratch[:16])
+}
+
+// v7 returns a UUIDv7 (RFC 9562, section 5.7) of an event accepted at t: milliseconds, then the microseconds within as
+// twelve bits (section 6.2, method 3), then 62 random bits. Ids of one source and microsecond ascend (method 2), so that
+// the events of a batch keep their order.
+func (s *idSource) v7(t time.Time) [16]byte {
+	micros := t.UnixMicro()
+	s.random(s.scratch[:8])
+	random := binary.BigEndian.Uint64(s.scratch[:8])
+	if micros == s.last {
+		s.tail += 1 + random>>32
+	} else {
+		s.last, s.tail = micros, random>>3 // One bit of the 62 stays free for the increments.
+	}
+	var id [16]byte
+	millis, rest := uint64(micros/1000), uint64(micros%1000)
+	binary.BigEndian.PutUint64(id[:8], millis<<16|rest*4096/1000)
+	binary.BigEndian.PutUint64(id[8:], s.tail)
+	return mark(id, 7)
+}
+
+// v8 returns a UUIDv8 (RFC 9562, section 5.8) of the first 16 bytes of HMAC-SHA-256(secret, message).
+func (s *idSource) v8(secret *[32]byte, message []byte) [16]byte {
+	mac := hmac.New(sha256.New, secret[:])
+	mac.Write(message)
+	var sum [sha256.Size]byte
+	return mark([16]byte(mac.Sum(sum[:0])), 8)
+}
+
+// mark sets version and variant of a UUID.
+func mark(id [16]byte, version byte) [16]byte {
+	id[6] = id[6]&0x0f | version<<4
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
