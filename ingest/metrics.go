@@ -1,0 +1,67 @@
+package ingest
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Reasons why records did not reach Kafka, a label of immutable_ingest_produce_errors_total.
+const (
+	reasonFull     = "full"     // as many records or bytes wait for Kafka as may
+	reasonTimeout  = "timeout"  // Kafka did not acknowledge in time
+	reasonRefused  = "refused"  // Kafka refuses, or the client does; a retry would not help
+	reasonStopping = "stopping" // the service is not running
+)
+
+// metrics holds resolved children: a request looks no label up, but for the status code of its answer.
+type metrics struct {
+	requests      *prometheus.CounterVec // by status code
+	queued        prometheus.Counter
+	duplicate     prometheus.Counter
+	rejected      *prometheus.CounterVec // by error code, which event and ingest bound
+	acceptSeconds prometheus.Histogram
+	bodiesBytes   prometheus.Gauge
+	produceErrors *prometheus.CounterVec // by reason
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "immutable_ingest_events_total",
+		Help: "Events answered with a 202, by status: queued, or duplicate where the idempotency key was known.",
+	}, []string{"status"})
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "immutable_ingest_requests_total",
+			Help: "Requests to write events, by status code of the answer.",
+		}, []string{"code"}),
+		queued:    events.WithLabelValues(statusQueued),
+		duplicate: events.WithLabelValues(statusDuplicate),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "immutable_ingest_events_rejected_total",
+			Help: "Events refused for what they contain, alone or in a batch, by error code.",
+		}, []string{"reason"}),
+		acceptSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "immutable_ingest_accept_duration_seconds",
+			Help:    "Time from the start of a request to its 202, Kafka's acknowledgement included.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}),
+		bodiesBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "immutable_ingest_bodies_bytes",
+			Help: "Memory of the request bodies that are being read or decoded.",
+		}),
+		produceErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "immutable_ingest_produce_errors_total",
+			Help: "Requests that were answered 503 because their records did not reach Kafka, by reason.",
+		}, []string{"reason"}),
+	}
+	for _, reason := range []string{reasonFull, reasonTimeout, reasonRefused, reasonStopping} {
+		m.produceErrors.WithLabelValues(reason)
+	}
+	reg.MustRegister(m.requests, events, m.rejected, m.acceptSeconds, m.bodiesBytes, m.produceErrors)
+	return m
+}
+
+func (m *metrics) answered(code int) {
+	m.requests.WithLabelValues(strconv.Itoa(code)).Inc()
+}
