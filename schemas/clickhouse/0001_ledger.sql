@@ -2,7 +2,7 @@
 -- `part` is the month (yyyymm, UTC) of the batch's first recorded_at, because an insert into two partitions would not
 -- be atomic. The window makes insert_deduplication_token work on tables without replication.
 
-CREATE TABLE events
+CREATE TABLE IF NOT EXISTS events
 (
     part             UInt32 CODEC(ZSTD(1)),
     workspace        FixedString(16) CODEC(ZSTD(1)),
@@ -52,7 +52,7 @@ PARTITION BY part
 ORDER BY (workspace, occurred_at, id)
 SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1;
 
-CREATE TABLE leaves
+CREATE TABLE IF NOT EXISTS leaves
 (
     part             UInt32 CODEC(ZSTD(1)),
     workspace        FixedString(16) CODEC(ZSTD(1)),
