@@ -65,7 +65,7 @@ func New(cfg Config) (*Generator, error) {
 	defaultTo(&cfg.Actors, 1_000)
 	defaultTo(&cfg.Sessions, 5_000)
 	r := rand.New(rand.NewPCG(cfg.Seed, 0x1e3a_77b1))                              //nolint:gosec // a stream must be reproducible from its seed
-	zipf := func(n int) *rand.Zipf { return rand.NewZipf(r, 1.1, 8, uint64(n-1)) } //nolint:gosec // n >= 1
+	zipf := func(n int) *rand.Zipf { return rand.NewZipf(r, 1.1, 8, uint64(n-1)) }
 	return &Generator{
 		cfg:       cfg,
 		rand:      r,
