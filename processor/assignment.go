@@ -1,0 +1,183 @@
+package processor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// assignment is what the group has assigned to a session: the state of each partition that it seals, and why it does not
+// seal the others. The loop, the group's callbacks and Ready share it.
+type assignment struct {
+	metrics *metrics
+
+	mu         sync.Mutex
+	joined     bool
+	takingOver int // take-overs under way
+	partitions map[int32]*partition
+	halted     map[int32]halt
+	wasRevoked bool
+	wake       context.CancelFunc // ends the poll that is on, nil if none
+}
+
+// halt is why an assigned partition is not sealed.
+type halt struct {
+	reason error
+	// retry is when to try again; zero: when an operator has looked and started the processor again.
+	retry time.Time
+}
+
+func newAssignment(m *metrics) *assignment {
+	return &assignment{metrics: m, partitions: make(map[int32]*partition), halted: make(map[int32]halt)}
+}
+
+func (a *assignment) join() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.joined = true
+}
+
+func (a *assignment) beginTakeOver() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.joined = true
+	a.takingOver++
+}
+
+// endTakeOver hands over what a take-over came to; both are nil where it was cut short.
+func (a *assignment) endTakeOver(partitions map[int32]*partition, halted map[int32]halt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.takingOver--
+	for n, p := range partitions {
+		// In place of whatever is there: the state of a partition that went away and came back is never used again.
+		a.partitions[n] = p
+		delete(a.halted, n)
+	}
+	for n, h := range halted {
+		delete(a.partitions, n)
+		a.halted[n] = h
+	}
+	a.observe()
+}
+
+// drop forgets partitions that were revoked or lost.
+//
+// GroupTransactSession leaves out this call where a second rebalance follows the first before the loop has seen that.
+// What is left over then is memory, until the partition comes back or the session ends: endTakeOver replaces it before a
+// record of it can be delivered.
+func (a *assignment) drop(numbers []int32) {
+	if len(numbers) == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range numbers {
+		delete(a.partitions, n)
+		delete(a.halted, n)
+		a.metrics.forget(n)
+	}
+	a.wasRevoked = true
+	if a.wake != nil {
+		a.wake()
+	}
+	a.observe()
+}
+
+// clear forgets everything.
+func (a *assignment) clear() {
+	a.mu.Lock()
+	numbers := slices.Collect(maps.Keys(a.partitions))
+	numbers = slices.AppendSeq(numbers, maps.Keys(a.halted))
+	a.mu.Unlock()
+	a.drop(numbers)
+}
+
+// untilRevoked returns a context that also ends when partitions are dropped before the next call of takeRevoked.
+func (a *assignment) untilRevoked(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.wake != nil {
+		a.wake()
+	}
+	a.wake = cancel
+	if a.wasRevoked {
+		cancel()
+	}
+	return ctx
+}
+
+// takeRevoked says whether partitions were dropped since it last did.
+func (a *assignment) takeRevoked() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	revoked := a.wasRevoked
+	a.wasRevoked = false
+	if a.wake != nil {
+		a.wake()
+		a.wake = nil
+	}
+	return revoked
+}
+
+// partition returns the state of a partition that is sealed here.
+func (a *assignment) partition(number int32) (*partition, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, ok := a.partitions[number]
+	return p, ok
+}
+
+// publish makes steps of a committed transaction the state of their partitions.
+func (a *assignment) publish(steps []*step) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range steps {
+		s.publish()
+		a.metrics.window(s.p)
+	}
+	a.observe()
+}
+
+// retryDue says whether a halted partition is to be tried again.
+func (a *assignment) retryDue(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range a.halted {
+		if !h.retry.IsZero() && !now.Before(h.retry) {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *assignment) ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.joined {
+		return errors.New("seal: not joined")
+	}
+	var errs []error
+	for _, n := range slices.Sorted(maps.Keys(a.halted)) {
+		errs = append(errs, fmt.Errorf("seal: partition %d is halted: %w", n, a.halted[n].reason))
+	}
+	if a.takingOver > 0 {
+		errs = append(errs, errors.New("seal: taking partitions over"))
+	}
+	return errors.Join(errs...)
+}
+
+// observe sets the gauges. a.mu is held.
+func (a *assignment) observe() {
+	a.metrics.halted.Set(float64(len(a.halted)))
+	chains := 0
+	for _, p := range a.partitions {
+		chains += len(p.chains)
+	}
+	a.metrics.chains.Set(float64(chains))
+}

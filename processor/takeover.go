@@ -1,0 +1,331 @@
+package processor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"getimmutable.dev/immutable/schemas"
+)
+
+// readyInterval is how often a take-over looks whether the last owner's transactions have ended.
+const readyInterval = 50 * time.Millisecond
+
+// takeOver is called with the group's committed offsets of newly assigned partitions, which the broker answers only once
+// no transaction on them is open, and returns those to be read from. It runs beside the loop, which goes on with the
+// partitions that it has.
+//
+// Heads and committed offset move in one transaction, but Kafka writes its markers partition by partition, after that
+// answer: a head that is read now may be one transaction old, and sealing from there would seal the same input twice.
+// So the high watermarks are taken first, and nothing is read until the last stable offsets have reached them: then
+// every transaction that had written anything has its marker in every topic.
+//
+// A partition that cannot be taken over is left out of what is returned: it stays assigned and is not read.
+func (s *session) takeOver(
+	ctx context.Context, offsets map[string]map[int32]kgo.Offset,
+) (map[string]map[int32]kgo.Offset, error) {
+	assigned := offsets[s.cfg.Kafka.Topic(schemas.TopicEvents)]
+	if len(assigned) == 0 {
+		return offsets, nil
+	}
+	begun := time.Now()
+	s.owned.beginTakeOver()
+	ts := make(takes, len(assigned))
+	for number, offset := range assigned {
+		t := &take{restorer: newRestorer(newPartition(number, s.cfg.Layout.Partitions, s.cfg.DedupLeaves))}
+		if at := offset.EpochOffset().Offset; at >= 0 {
+			committed := uint64(at)
+			t.committed = &committed
+		}
+		t.err = s.lost[number]
+		ts[number] = t
+	}
+	s.restore(ctx, ts)
+	if ctx.Err() != nil {
+		// Another rebalance has begun. What is still assigned after it comes here again.
+		s.owned.endTakeOver(nil, nil)
+		return nil, ctx.Err()
+	}
+
+	partitions, halted := make(map[int32]*partition), make(map[int32]halt)
+	for number, t := range ts {
+		if t.err == nil {
+			partitions[number] = t.p
+			if t.committed == nil {
+				assigned[number] = kgo.NewOffset().At(0)
+			}
+			continue
+		}
+		delete(assigned, number)
+		h := halt{reason: t.err}
+		_, isLost := s.lost[number]
+		if !isLost && !errors.Is(t.err, errDisagreement) {
+			h.retry = time.Now().Add(s.cfg.RetryInterval)
+		}
+		halted[number] = h
+		s.logger.LogAttrs(ctx, slog.LevelError, "partition halted", slog.Int("partition", int(number)),
+			slog.Any("error", t.err), slog.Bool("retried", !h.retry.IsZero()))
+	}
+	s.metrics.takeOver.Observe(time.Since(begun).Seconds())
+	s.owned.endTakeOver(partitions, halted)
+	return offsets, nil
+}
+
+// take is the taking over of one partition.
+type take struct {
+	*restorer
+	committed *uint64 // nil: none
+	err       error   // why it cannot be taken over
+}
+
+// takes are those of one call.
+type takes map[int32]*take
+
+// fail halts every partition that is still to be taken over.
+func (ts takes) fail(err error) {
+	for _, t := range ts {
+		if t.err == nil {
+			t.err = err
+		}
+	}
+}
+
+// restore takes the partitions over, each into its take.
+func (s *session) restore(ctx context.Context, ts takes) {
+	// Twice: waiting, and reading.
+	ctx, cancel := context.WithTimeout(ctx, 2*s.cfg.TakeOverTimeout)
+	defer cancel()
+	l, err := s.limits(ctx)
+	if err != nil {
+		ts.fail(err)
+		return
+	}
+	s.awaitStable(ctx, ts, l)
+	if err := s.readHeads(ctx, ts, l); err != nil {
+		ts.fail(err)
+		return
+	}
+	if err := s.readLedger(ctx, ts, l); err != nil {
+		ts.fail(err)
+	}
+}
+
+// limits are the first offsets and the high watermarks of a take-over's topics, by full name.
+type limits struct{ start, end kadm.ListedOffsets }
+
+func (s *session) limits(ctx context.Context) (l limits, err error) {
+	names := []string{}
+	for _, name := range []string{schemas.TopicEvents, schemas.TopicHeads, schemas.TopicDedup, schemas.TopicLedger} {
+		names = append(names, s.cfg.Kafka.Topic(name))
+	}
+	admin := kadm.NewClient(s.admin)
+	if l.end, err = admin.ListEndOffsets(ctx, names...); err == nil {
+		err = l.end.Error()
+	}
+	if err == nil {
+		if l.start, err = admin.ListStartOffsets(ctx, names...); err == nil {
+			err = l.start.Error()
+		}
+	}
+	if err != nil {
+		return limits{}, fmt.Errorf("listing offsets: %w", err)
+	}
+	return l, nil
+}
+
+// of returns the first offset and the high watermark of a partition.
+func (l limits) of(topic string, partition int32) (start, end int64) {
+	first, _ := l.start.Lookup(topic, partition)
+	last, _ := l.end.Lookup(topic, partition)
+	return first.Offset, last.Offset
+}
+
+// awaitStable waits until the last stable offsets of the output topics have reached their high watermarks, and halts the
+// partitions where they do not in time.
+func (s *session) awaitStable(ctx context.Context, ts takes, l limits) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TakeOverTimeout)
+	defer cancel()
+	outputs := []string{
+		s.cfg.Kafka.Topic(schemas.TopicHeads), s.cfg.Kafka.Topic(schemas.TopicDedup), s.cfg.Kafka.Topic(schemas.TopicLedger),
+	}
+	admin := kadm.NewClient(s.admin)
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
+	for {
+		stable, err := admin.ListCommittedOffsets(ctx, outputs...)
+		if err == nil {
+			err = stable.Error()
+		}
+		waiting := make(map[int32]error)
+		for number, t := range ts {
+			for _, topic := range outputs {
+				_, end := l.of(topic, number)
+				if at, _ := stable.Lookup(topic, number); t.err == nil && (err != nil || at.Offset < end) {
+					waiting[number] = fmt.Errorf("a transaction on %s is open from offset %d, the end is %d", topic, at.Offset, end)
+					if err != nil {
+						waiting[number] = fmt.Errorf("listing stable offsets: %w", err)
+					}
+				}
+			}
+		}
+		if len(waiting) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			for number, err := range waiting {
+				ts[number].err = fmt.Errorf("waited %s for the last owner: %w", s.cfg.TakeOverTimeout, err)
+			}
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// readHeads reads heads and dedup, and compares them with what the group committed.
+func (s *session) readHeads(ctx context.Context, ts takes, l limits) error {
+	heads, dedup := s.cfg.Kafka.Topic(schemas.TopicHeads), s.cfg.Kafka.Topic(schemas.TopicDedup)
+	ranges := make(spans)
+	for number, t := range ts {
+		if t.err == nil {
+			ranges.add(l, heads, number, 0)
+			ranges.add(l, dedup, number, 0)
+		}
+	}
+	err := s.read(ctx, ranges, func(r *kgo.Record) {
+		switch t := ts[r.Partition]; {
+		case t.err != nil:
+		case r.Topic == heads:
+			t.err = t.heads(r.Key, r.Value)
+		default:
+			t.err = t.dedup(r.Key, r.Value, r.Timestamp.UnixMicro())
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("reading heads: %w", err)
+	}
+	events := s.cfg.Kafka.Topic(schemas.TopicEvents)
+	for number, t := range ts {
+		if t.err != nil {
+			continue
+		}
+		var next int64
+		if t.committed != nil {
+			next = int64(*t.committed)
+		}
+		switch start, end := l.of(events, number); {
+		case next < start:
+			t.err = disagree("input offsets %d to %d were deleted before they were sealed", next, start-1)
+		case next > end:
+			t.err = disagree("the group committed offset %d, the input ends at %d: it was truncated", next, end)
+		}
+	}
+	return nil
+}
+
+// readLedger reads the end of the ledger, which must be where heads says.
+func (s *session) readLedger(ctx context.Context, ts takes, l limits) error {
+	topic := s.cfg.Kafka.Topic(schemas.TopicLedger)
+	ranges := make(spans)
+	for number, t := range ts {
+		if t.err != nil {
+			continue
+		}
+		var from uint64
+		if from, t.err = t.done(t.committed); t.err == nil {
+			ranges.add(l, topic, number, int64(from))
+		}
+	}
+	err := s.read(ctx, ranges, func(r *kgo.Record) {
+		if t := ts[r.Partition]; t.err == nil {
+			t.err = t.ledger(uint64(r.Offset), r.Value)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("reading the end of the ledger: %w", err)
+	}
+	for number, t := range ts {
+		if t.err != nil {
+			continue
+		}
+		start, end := l.of(topic, number)
+		if t.p.leaves > 0 && uint64(end) <= t.p.lastOffset {
+			t.err = disagree("heads says that the last leaf is at ledger offset %d, the ledger ends at %d: it was truncated",
+				t.p.lastOffset, end)
+			continue
+		}
+		t.p, t.err = t.finish(uint64(start))
+	}
+	return nil
+}
+
+// span is a range of a partition's offsets.
+type span struct{ from, end int64 }
+
+// spans to read, by topic and partition.
+type spans map[string]map[int32]span
+
+// add adds a partition's offsets from from, or its start, to its high watermark, if there are any.
+func (ss spans) add(l limits, topic string, partition int32, from int64) {
+	start, end := l.of(topic, partition)
+	if from = max(from, start); from >= end {
+		return
+	}
+	if ss[topic] == nil {
+		ss[topic] = make(map[int32]span)
+	}
+	ss[topic][partition] = span{from: from, end: end}
+}
+
+// read gives each committed record of ranges to use, those of one partition in order.
+func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record)) error {
+	left := 0
+	offsets := make(map[string]map[int32]kgo.Offset)
+	for topic, partitions := range ranges {
+		offsets[topic] = make(map[int32]kgo.Offset)
+		for number, span := range partitions {
+			offsets[topic][number] = kgo.NewOffset().At(span.from)
+			left++
+		}
+	}
+	if left == 0 {
+		return nil
+	}
+	cl, err := kgo.NewClient(slices.Concat(s.clients, []kgo.Opt{
+		kgo.ConsumePartitions(offsets),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// The last offset before a high watermark is often that of a transaction's marker: only by seeing it is the end
+		// known. It is never compacted away, being in the active segment.
+		kgo.KeepControlRecords(),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchMaxBytes(s.cfg.FetchBytes),
+		kgo.FetchMaxPartitionBytes(s.cfg.FetchBytes),
+	})...)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	defer cl.Close()
+	for left > 0 {
+		fetches := cl.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return err
+		}
+		for it := fetches.RecordIter(); !it.Done(); {
+			r := it.Next()
+			end := ranges[r.Topic][r.Partition].end
+			if r.Offset < end && !r.Attrs.IsControl() {
+				use(r)
+			}
+			if r.Offset == end-1 {
+				left--
+			}
+		}
+	}
+	return nil
+}
