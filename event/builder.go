@@ -1,6 +1,7 @@
 package event
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"strconv"
@@ -45,7 +46,7 @@ type Builder struct {
 
 // column is what an event says for one field.
 type column struct {
-	// text of a string, on the tape; for occurred_at, version and actor_id as they are in the body.
+	// text of a string, on the tape, as it is in the body.
 	text span
 	// json is the value's canonical form in Builder.canonical; empty where the field is absent.
 	json span
@@ -113,10 +114,8 @@ func (b *Builder) Build(ws *Workspace, in Input) (Record, error) {
 	}
 	r.Lane = Lane(b.string(resource), b.string(resourceID), b.string(actorID), ws.Lanes)
 	b.commit()
-	key := RecordKey(ws.ID, r.Lane)
-	b.record = b.appendRecord(append(b.record[:0], key...), &r, &in)
-	owned := append([]byte(nil), b.record...)
-	r.Key, r.Value = owned[:len(key):len(key)], owned[len(key):]
+	b.record = b.appendRecord(b.record[:0], &r, &in)
+	r.Key, r.Value = RecordKey(ws.ID, r.Lane), bytes.Clone(b.record)
 	return r, nil
 }
 

@@ -4,16 +4,21 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"time"
 )
 
 // idSource draws ids and seeds.
 type idSource struct {
 	random  func([]byte)
-	scratch [24]byte
+	scratch [16]byte
+	sum     [sha256.Size]byte
 	// last is the newest UUIDv7's time in microseconds, and tail its last 62 bits.
 	last int64
 	tail uint64
+	// mac is keyed with secret: setting it up costs more than using it, and events come in runs of one workspace.
+	mac    hash.Hash
+	secret [32]byte
 }
 
 func (s *idSource) seed() [16]byte {
@@ -42,10 +47,13 @@ func (s *idSource) v7(t time.Time) [16]byte {
 
 // v8 returns a UUIDv8 (RFC 9562, section 5.8) of the first 16 bytes of HMAC-SHA-256(secret, message).
 func (s *idSource) v8(secret *[32]byte, message []byte) [16]byte {
-	mac := hmac.New(sha256.New, secret[:])
-	mac.Write(message)
-	var sum [sha256.Size]byte
-	return mark([16]byte(mac.Sum(sum[:0])), 8)
+	if s.mac == nil || s.secret != *secret {
+		s.secret = *secret
+		s.mac = hmac.New(sha256.New, s.secret[:])
+	}
+	s.mac.Reset()
+	s.mac.Write(message)
+	return mark([16]byte(s.mac.Sum(s.sum[:0])), 8)
 }
 
 // mark sets version and variant of a UUID.

@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// hash returns the first 8 bytes, big-endian, of SHA-256 over parts, each with a u32be length before it.
-func hash(parts ...string) uint64 {
+// hashParts returns the first 8 bytes, big-endian, of SHA-256 over parts, each with a u32be length before it.
+func hashParts(parts ...string) uint64 {
 	var stack [256]byte
 	buf := stack[:0]
 	for _, p := range parts {
@@ -23,15 +23,15 @@ func hash(parts ...string) uint64 {
 // no resource is named. lanes must be at least 1.
 func Lane(resource, resourceID, actorID string, lanes uint32) uint32 {
 	if resource == "" && resourceID == "" {
-		return uint32(hash(actorID) % uint64(lanes))
+		return uint32(hashParts(actorID) % uint64(lanes))
 	}
-	return uint32(hash(resource, resourceID) % uint64(lanes))
+	return uint32(hashParts(resource, resourceID) % uint64(lanes))
 }
 
 // Partition returns the partition, 0 <= p < partitions, of a lane on the events, ledger and heads topics. Lanes of one
 // workspace are on different partitions as long as it has no more lanes than there are partitions.
 func Partition(workspace [16]byte, lane uint32, partitions int32) int32 {
-	return int32((hash(string(workspace[:]))%uint64(partitions) + uint64(lane)) % uint64(partitions))
+	return int32((hashParts(string(workspace[:]))%uint64(partitions) + uint64(lane)) % uint64(partitions))
 }
 
 // RecordKey returns the Kafka key of an event: "<32 hex workspace>/<decimal lane>".

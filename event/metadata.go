@@ -80,6 +80,10 @@ func (b *Builder) path(m member) []byte { return b.paths[m.path.start:m.path.end
 func (b *Builder) addPath(name []byte) span {
 	start := len(b.paths)
 	b.paths = append(b.paths, "/"+FieldMetadata+"/"...)
+	if bytes.IndexByte(name, '~') < 0 && bytes.IndexByte(name, '/') < 0 {
+		b.paths = append(b.paths, name...)
+		return span{start, len(b.paths)}
+	}
 	for _, c := range name {
 		switch c {
 		case '~':

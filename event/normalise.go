@@ -120,7 +120,7 @@ func (b *Builder) takeText(f field, i int, kind jsontext.Kind) {
 		}
 		b.setText(f, n.text, n.plain || kind == '0')
 	}
-	if !before.empty() && !bytes.Equal(b.json(before), b.json(b.columns[f].json)) {
+	if !before.empty() && !n.duplicate && !bytes.Equal(b.json(before), b.json(b.columns[f].json)) {
 		b.refuse(f, i, "is sent twice, flat and nested, with different values; send one")
 	}
 }

@@ -26,6 +26,8 @@ type node struct {
 	kind jsontext.Kind // 'n' 'f' 't' '"' '0' '{' '['
 	// plain and namePlain: the text between quotation marks is its own RFC 8785 form.
 	plain, namePlain bool
+	// duplicate: an earlier member of the object has the same name.
+	duplicate bool
 	// name is the decoded member name where the parent is an object.
 	name span
 	// text is a string's decoded text, a number's canonical form, or a literal.
@@ -69,6 +71,7 @@ func (t *tape) add(text []byte) span {
 	return span{start, len(t.text)}
 }
 
+// fault notes what is wrong with node n.
 func (t *tape) fault(n int, onName bool, message string) {
 	if len(t.faults) == MaxDetails {
 		t.more++
@@ -94,20 +97,20 @@ func (t *tape) parse(json []byte) *Error {
 	t.decoder.Reset(&t.reader, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	t.nodes = append(t.nodes, node{})
 	if err := t.value(0, 1); err != nil {
-		return err
+		if e, ok := errors.AsType[*Error](err); ok {
+			return e
+		}
+		return explain(json, err)
 	}
-	_, err := t.decoder.ReadToken()
-	if err == nil {
-		return syntaxError(t.decoder.InputOffset(), "more text after the end of the value; send one value")
-	}
-	if !errors.Is(err, io.EOF) {
-		return t.syntax(err)
+	end := t.decoder.InputOffset()
+	if _, err := t.decoder.ReadToken(); !errors.Is(err, io.EOF) {
+		return syntaxError(end, "there is more text after the end of the value; send one value")
 	}
 	return nil
 }
 
 // value reads the next value into node i.
-func (t *tape) value(i int, depth int) *Error {
+func (t *tape) value(i, depth int) error {
 	switch t.decoder.PeekKind() {
 	case '{', '[':
 		if depth > maxNesting {
@@ -118,14 +121,14 @@ func (t *tape) value(i int, depth int) *Error {
 	case '"':
 		raw, err := t.decoder.ReadValue()
 		if err != nil {
-			return t.syntax(err)
+			return err
 		}
 		text, plain := t.str(raw, i, false)
 		t.nodes[i].kind, t.nodes[i].text, t.nodes[i].plain = '"', text, plain
 	default:
 		raw, err := t.decoder.ReadValue()
 		if err != nil {
-			return t.syntax(err)
+			return err
 		}
 		n := &t.nodes[i]
 		n.kind, n.text = raw.Kind(), t.span(raw)
@@ -137,10 +140,10 @@ func (t *tape) value(i int, depth int) *Error {
 	return nil
 }
 
-func (t *tape) container(i int, depth int) *Error {
+func (t *tape) container(i, depth int) error {
 	token, err := t.decoder.ReadToken()
 	if err != nil {
-		return t.syntax(err)
+		return err
 	}
 	kind, base := token.Kind(), len(t.open)
 	for {
@@ -154,7 +157,7 @@ func (t *tape) container(i int, depth int) *Error {
 		if kind == '{' {
 			raw, err := t.decoder.ReadValue()
 			if err != nil {
-				return t.syntax(err)
+				return err
 			}
 			name, plain := t.str(raw, child, true)
 			t.nodes[child].name, t.nodes[child].namePlain = name, plain
@@ -164,7 +167,7 @@ func (t *tape) container(i int, depth int) *Error {
 		}
 	}
 	if _, err := t.decoder.ReadToken(); err != nil {
-		return t.syntax(err)
+		return err
 	}
 	n := &t.nodes[i]
 	n.kind, n.count, n.next = kind, len(t.open)-base, len(t.nodes)
@@ -188,6 +191,7 @@ func (t *tape) sortMembers(members []int) {
 	})
 	for i := 1; i < len(members); i++ {
 		if bytes.Equal(t.bytes(t.nodes[members[i-1]].name), t.bytes(t.nodes[members[i]].name)) {
+			t.nodes[members[i]].duplicate = true
 			t.fault(members[i], false, "is there twice; a name may appear once in an object")
 		}
 	}
@@ -235,15 +239,18 @@ func (t *tape) number(i int, raw []byte) {
 	t.nodes[i].text = span{start, len(text)}
 }
 
-// syntax says where the input stops being JSON, and why.
-func (t *tape) syntax(err error) *Error {
-	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return syntaxError(syntactic.ByteOffset, "it ends too early; send the whole value")
-		}
-		return syntaxError(syntactic.ByteOffset, syntactic.Err.Error())
+// explain says where json stops being JSON, and why. It reads it again, because the decoder words what it finds inside a
+// value better than what it finds between tokens.
+func explain(json []byte, err error) *Error {
+	decoder := jsontext.NewDecoder(bytes.NewBuffer(json), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if _, again := decoder.ReadValue(); again != nil {
+		err = again
 	}
-	return syntaxError(t.decoder.InputOffset(), "it ends too early; send the whole value")
+	syntactic, ok := errors.AsType[*jsontext.SyntacticError](err)
+	if !ok || errors.Is(err, io.ErrUnexpectedEOF) {
+		return syntaxError(int64(len(json)), "it ends too early; send the whole value")
+	}
+	return syntaxError(syntactic.ByteOffset, syntactic.Err.Error())
 }
 
 func syntaxError(offset int64, message string) *Error {

@@ -40,8 +40,8 @@ func SaltedCommitment(salt [16]byte, path, value []byte) [32]byte {
 // BodyRoot returns SHA-256("immutable/body/1" 0x00 || u16be(n) || c_1 || ... || c_n) over the n <= 65535 commitments of
 // a body, sorted by path in byte order.
 func BodyRoot(commitments [][32]byte) [32]byte {
-	buf := make([]byte, 0, len(bodyRootDomain)+2+32*len(commitments))
-	buf = append(buf, bodyRootDomain...)
+	var stack [len(bodyRootDomain) + 2 + 32*32]byte
+	buf := append(stack[:0], bodyRootDomain...)
 	buf = binary.BigEndian.AppendUint16(buf, uint16(len(commitments)))
 	for i := range commitments {
 		buf = append(buf, commitments[i][:]...)
