@@ -1,0 +1,83 @@
+# Immutable. `make` lists the targets.
+
+export CGO_ENABLED ?= 0
+
+TOOL := go tool -modfile=tools/go.mod
+TEST := $(TOOL) gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg --hide-summary output --
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 30s
+BENCH ?= .
+COUNT ?= 6
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# What npm brings: the embedded ClickHouse and the protobuf compiler.
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --no-progress
+	@touch $@
+
+.PHONY: deps
+deps: node_modules/.package-lock.json ## fetch what the build and the tests need
+	go mod download
+
+.PHONY: build
+build: ## build bin/immutable
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/immutable ./cmd/immutable
+
+.PHONY: run
+run: deps build ## start everything in one process, with its data in ./data
+	@exec bin/immutable up --data ./data
+
+.PHONY: test
+test: deps ## run the whole suite
+	$(TEST) -timeout 20m ./...
+
+.PHONY: quick
+quick: deps ## run what takes seconds: what a developer runs all day
+	$(TEST) -short -timeout 5m ./...
+
+.PHONY: race
+race: deps ## run the quick tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(TEST) -race -short -timeout 20m ./...
+
+.PHONY: lint
+lint: ## check style and architecture (golangci-lint, protobuf, formatting)
+	$(TOOL) golangci-lint run ./...
+	cd schemas && ../node_modules/.bin/buf lint
+
+.PHONY: fmt
+fmt: ## format everything
+	$(TOOL) golangci-lint fmt ./...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@set -e; grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
+		grep -oE '^func Fuzz[A-Za-z0-9_]+' "$$file" | sed 's/func //' | while read -r target; do \
+			echo "== $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" < /dev/null; \
+		done; \
+	done
+
+.PHONY: bench
+bench: deps ## measure: prints a table of ratios (docs/benchmarks)
+	cd bench && go run . -count $(COUNT) -run '$(BENCH)'
+
+.PHONY: soak
+soak: deps ## run the long tests: a million events, random kills (docs/soak)
+	IMMUTABLE_SOAK=1 $(TEST) -timeout 3h -count 1 ./internal/e2e/...
+
+.PHONY: gen
+gen: deps ## generate code from schemas/
+	go generate ./...
+
+.PHONY: tidy
+tidy: ## tidy the modules
+	go mod tidy
+	cd tools && go mod tidy
+	cd bench && go mod tidy
+
+.PHONY: clean
+clean: ## remove what was built, but no data
+	rm -rf bin
