@@ -44,9 +44,10 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 	if err := n.Settings.RateLimit.validate(); err != nil {
 		return nil, err
 	}
-	partitions := uint32(w.cfg.Partitions) //nolint:gosec // positive
+	partitions := uint32(w.cfg.Partitions)
 	if n.Lanes > partitions {
-		return nil, fmt.Errorf("%w: %d lanes: a workspace has at most %d, one for each partition", ErrInvalid, n.Lanes, partitions)
+		return nil, fmt.Errorf("%w: %d lanes: a workspace has at most %d, one for each partition", ErrInvalid,
+			n.Lanes, partitions)
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -86,7 +87,9 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 
 // SetWorkspaceSettings replaces the settings of a workspace whose version the caller has seen, and reports it as
 // workspace.updated. ErrConflict says that it has changed since.
-func (w *Writer) SetWorkspaceSettings(ctx context.Context, by string, id [16]byte, version uint64, settings Settings) (*Workspace, error) {
+func (w *Writer) SetWorkspaceSettings(
+	ctx context.Context, by string, id [16]byte, version uint64, settings Settings,
+) (*Workspace, error) {
 	if err := settings.RateLimit.validate(); err != nil {
 		return nil, err
 	}
@@ -221,7 +224,8 @@ func (s *state) workspaceAt(id [16]byte, version uint64) (*Workspace, error) {
 	case ws == nil:
 		return nil, noWorkspace(id)
 	case ws.Version != version:
-		return nil, fmt.Errorf("%w: the workspace is at version %d, not %d: read it and try again", ErrConflict, ws.Version, version)
+		return nil, fmt.Errorf("%w: the workspace is at version %d, not %d: read it and try again", ErrConflict,
+			ws.Version, version)
 	}
 	return ws, nil
 }

@@ -117,7 +117,8 @@ func newSealer(master MasterKey) (*sealer, error) {
 
 // seal binds secret to identity, which must be unique among everything sealed.
 func (s *sealer) seal(secret []byte, identity string) []byte {
-	return s.aead.Seal([]byte{sealedVersion}, nil, secret, []byte(identity))
+	box := s.aead.Seal(nil, nil, secret, []byte(identity)) //nolint:gosec // the AEAD draws the nonce itself
+	return append([]byte{sealedVersion}, box...)
 }
 
 // open returns ErrMasterKey where sealed was made under another master key or for another identity, or was changed.

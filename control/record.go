@@ -69,7 +69,7 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 			Settings: &recordpb.Settings{
 				KeepResourceIdEmpty: w.Settings.KeepResourceIDEmpty,
 				RateLimitPerSecond:  w.Settings.RateLimit.PerSecond,
-				RateLimitBurst:      uint32(w.Settings.RateLimit.Burst), //nolint:gosec // at most maxRate
+				RateLimitBurst:      uint32(w.Settings.RateLimit.Burst),
 			},
 		}}
 	} else {
@@ -82,7 +82,7 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 			Hint:               k.Hint,
 			CreatedAt:          k.CreatedAt.UnixMicro(),
 			RateLimitPerSecond: k.RateLimit.PerSecond,
-			RateLimitBurst:     uint32(k.RateLimit.Burst), //nolint:gosec // at most maxRate
+			RateLimitBurst:     uint32(k.RateLimit.Burst),
 		}
 		for _, scope := range k.Scopes {
 			pb.Scopes = append(pb.Scopes, string(scope))

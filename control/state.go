@@ -87,12 +87,15 @@ func (s *state) broken() error {
 // snapshot lists what is there.
 func (s *state) snapshot() *Snapshot {
 	var snap Snapshot
+	there := map[[16]byte]bool{}
 	for _, o := range s.objects {
-		switch {
-		case !o.usable():
-		case o.workspace != nil:
+		if o.usable() && o.workspace != nil {
 			snap.Workspaces = append(snap.Workspaces, o.workspace)
-		case s.workspace(o.key.Workspace) != nil:
+			there[o.workspace.ID] = true
+		}
+	}
+	for _, o := range s.objects {
+		if o.usable() && o.key != nil && there[o.key.Workspace] {
 			snap.Keys = append(snap.Keys, o.key)
 		}
 	}

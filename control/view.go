@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -289,7 +290,7 @@ func (v *View) WorkspaceByName(name string) (*Workspace, bool) {
 // Workspaces returns all workspaces in the order of their names.
 func (v *View) Workspaces() []*Workspace {
 	if ix := v.index.Load(); ix != nil {
-		return append([]*Workspace(nil), ix.sorted...)
+		return slices.Clone(ix.sorted)
 	}
 	return nil
 }
@@ -297,7 +298,7 @@ func (v *View) Workspaces() []*Workspace {
 // Keys returns the keys of a workspace in the order of their creation, without those revoked.
 func (v *View) Keys(workspace [16]byte) []*Key {
 	if ix := v.index.Load(); ix != nil {
-		return append([]*Key(nil), ix.keys[workspace]...)
+		return slices.Clone(ix.keys[workspace])
 	}
 	return nil
 }
