@@ -246,10 +246,8 @@ func bodyError(err error, encoding string, limit int) error {
 		}
 	case encoding != "" && (errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded)):
 		return httpserver.TooLarge(fmt.Sprintf("The window of a zstd frame must be at most %d bytes.", maxWindowBytes))
-	case encoding != "" && errors.Is(err, io.ErrUnexpectedEOF):
-		return malformed(fmt.Sprintf("The %s body is truncated.", encoding))
 	case encoding != "":
-		return malformed(fmt.Sprintf("The body is not valid %s.", encoding))
+		return malformed(fmt.Sprintf("The body is not valid %s, or is truncated.", encoding))
 	default:
 		return malformed("The body could not be read to its end.")
 	}

@@ -41,7 +41,7 @@ func (s *Service) writeBatch(ctx context.Context, sub submission) ([]outcome, er
 // only place where a type is asserted.
 func typed[Req, Resp any](f func(context.Context, Req) (Resp, error)) endpoint.Endpoint {
 	return func(ctx context.Context, request any) (any, error) {
-		return f(ctx, request.(Req)) //nolint:errcheck // newServer's decoder returns a Req
+		return f(ctx, request.(Req))
 	}
 }
 
@@ -56,7 +56,7 @@ func newServer[Req, Resp any](
 		typed(f),
 		func(ctx context.Context, r *http.Request) (any, error) { return decode(ctx, r) },
 		func(ctx context.Context, w http.ResponseWriter, response any) error {
-			return encode(ctx, w, response.(Resp)) //nolint:errcheck // typed returns a Resp
+			return encode(ctx, w, response.(Resp))
 		},
 		options...,
 	)

@@ -110,7 +110,7 @@ func begin(ctx context.Context, r *http.Request) context.Context {
 }
 
 func callFrom(ctx context.Context) *call {
-	return ctx.Value(callKey{}).(*call) //nolint:errcheck // begin runs first
+	return ctx.Value(callKey{}).(*call)
 }
 
 // observe runs after the answer.

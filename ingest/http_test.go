@@ -120,23 +120,23 @@ func TestRefusals(t *testing.T) {
 	}{
 		{
 			name: "no key", body: valid, headers: []string{"Authorization", ""}, code: 401,
-			want: `{"error":"unauthenticated","message":"no API key: send it in the header Authorization: Bearer imk_sk_..."}`,
+			want: `{"error":"unauthenticated","message":"No API key: send it in the header Authorization: Bearer imk_sk_..."}`,
 		},
 		{
 			name: "unknown key", body: valid, headers: []string{"Authorization", "Bearer imk_sk_nobody"}, code: 401,
-			want: `{"error":"unauthenticated","message":"this API key is not known: check that it was copied whole and belongs to this installation"}`,
+			want: `{"error":"unauthenticated","message":"This API key is not known: check that it was copied whole and is one of this installation's."}`,
 		},
 		{
 			name: "revoked key", body: valid, headers: []string{"Authorization", "Bearer " + token}, code: 401,
-			want: `{"error":"unauthenticated","message":"this API key was revoked: use another key"}`,
+			want: `{"error":"unauthenticated","message":"This API key was revoked: use another key."}`,
 		},
 		{
 			name: "another scope", body: valid, headers: []string{"Authorization", "Bearer " + reader}, code: 403,
-			want: `{"error":"forbidden","message":"this API key does not have the scope events:write: use a key that has it"}`,
+			want: `{"error":"forbidden","message":"This API key does not have the scope events:write: use a key that has it."}`,
 		},
 		{
 			name: "another address", body: valid, headers: []string{"Authorization", "Bearer " + elsewhere}, code: 403,
-			want: `{"error":"forbidden","message":"this API key may not be used from 127.0.0.1: use an allowed address, or a key that allows this one"}`,
+			want: `{"error":"forbidden","message":"This API key may not be used from the address 127.0.0.1: use an allowed one, or a key that allows it."}`,
 		},
 		{
 			name: "unknown path", path: "/api/v1/event", body: valid, code: 404,
@@ -214,23 +214,23 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			name: "batch cut short", path: batchPath, body: `{"events":[` + valid, code: 400,
-			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON at byte %d."}`, len(valid)+11),
+			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+11),
 		},
 		{
 			name: "batch with a comma too many", path: batchPath, body: `{"events":[` + valid + `,]}`, code: 400,
-			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON at byte %d."}`, len(valid)+12),
+			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+11),
 		},
 		{
 			name: "batch with an end after its end", path: batchPath, body: `{"events":[` + valid + `]}]`, code: 400,
-			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON at byte %d."}`, len(valid)+13),
+			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+13),
 		},
 		{
 			name: "unknown field of a batch that is no JSON", path: batchPath, body: `{"a":1,"b":}`, code: 400,
-			want: `{"error":"invalid_json","message":"The batch is not valid JSON at byte 11."}`,
+			want: `{"error":"invalid_json","message":"The batch is not valid JSON: see byte 11."}`,
 		},
 		{
 			name: "empty batch", path: batchPath, code: 400,
-			want: `{"error":"invalid_json","message":"The batch is not valid JSON at byte 0."}`,
+			want: `{"error":"invalid_json","message":"The batch is not valid JSON: see byte 0."}`,
 		},
 		{
 			name: "blank lines", path: batchPath, body: "\n\r\n \n", headers: []string{"Content-Type", mediaNDJSON}, code: 422,
@@ -243,7 +243,7 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r.tb = t
+			r := r.with(t)
 			path, method := c.path, c.method
 			if path == "" {
 				path = onePath
@@ -261,9 +261,9 @@ func TestRefusals(t *testing.T) {
 			moved(t, r.service.metrics.requests.WithLabelValues(fmt.Sprint(c.code)), 1, count)
 		})
 	}
-	r.tb = t
 
 	t.Run("not admitted", func(t *testing.T) {
+		r := r.with(t)
 		admit = errTest
 		defer func() { admit = nil }()
 		body := &neverRead{}
@@ -277,6 +277,7 @@ func TestRefusals(t *testing.T) {
 		}
 	})
 	t.Run("chunked and too large", func(t *testing.T) {
+		r := r.with(t)
 		r.want(r.post(onePath, io.MultiReader(strings.NewReader(strings.Repeat(" ", 300<<10)))), 413,
 			`{"error":"too_large","message":"The body must be at most 262144 bytes."}`)
 	})
@@ -311,7 +312,7 @@ func TestBadEvents(t *testing.T) {
 		{"2^53+1", with(`"metadata":{"n":9007199254740993}`), 422, "validation_failed", "metadata.n"},
 		{"1e400", with(`"metadata":{"n":1e400}`), 422, "validation_failed", "metadata.n"},
 		{"lone surrogate", with(`"metadata":{"s":"\ud800"}`), 422, "validation_failed", "metadata.s"},
-		{"invalid UTF-8", with("\"metadata\":{\"s\":\"\xff\"}"), 422, "validation_failed", "metadata.s"},
+		{"invalid UTF-8", with("\"metadata\":{\"s\":\"\xff\"}"), 400, "invalid_json", ""},
 		{"array for an object", with(`"metadata":[]`), 422, "validation_failed", "metadata"},
 		{"an array", `[]`, 422, "validation_failed", ""},
 		{"a number", `1`, 422, "validation_failed", ""},
@@ -321,7 +322,7 @@ func TestBadEvents(t *testing.T) {
 		{"ancient", with(`"occurred_at":"1999-12-31T23:59:59Z"`), 422, "validation_failed", "occurred_at"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r.tb = t
+			r := r.with(t)
 			check := func(it item) {
 				t.Helper()
 				field := ""
@@ -356,7 +357,6 @@ func TestBadEvents(t *testing.T) {
 			check(items[1])
 		})
 	}
-	r.tb = t
 	// Not JSON: alone a 400, in lines its own affair, within an array the whole batch's.
 	got := r.post(onePath, strings.NewReader(`{"a":`))
 	if got.code != 400 || !strings.HasPrefix(got.body, `{"error":"invalid_json"`) {
@@ -374,6 +374,26 @@ func TestBadEvents(t *testing.T) {
 	}
 }
 
+// TestRecordTooLarge sends numbers that have five times as many bytes in canonical form: 256 KiB of them would not fit
+// a Kafka record.
+func TestRecordTooLarge(t *testing.T) {
+	r := newRig(t, kafkatest.Start(t), nil)
+	target := `{"type":"x","metadata":{"n":[` + strings.Repeat("1e20,", 1000) + `0]}}`
+	text := `{"actor_id":"a","action":"b","targets":[` + strings.Repeat(target+",", 49) + target + `]}`
+	const message = `"error":"too_large","message":"The event takes more than 900000 bytes in canonical form: send less in it."}`
+	r.want(r.post(onePath, strings.NewReader(text)), 413, `{`+message)
+	r.want(r.post(batchPath, batchOf(text)), 202, `{"events":[{"index":0,"status":"rejected",`+message+`]}`)
+}
+
+// TestBatchTakesTooMuch sends a batch whose records, all in all, are many times its size.
+func TestBatchTakesTooMuch(t *testing.T) {
+	r := newRig(t, kafkatest.Start(t), func(c *Config) { c.MaxBufferedBytes = 32 << 20 })
+	long := strings.Repeat("n", 250)
+	text := valid[:len(valid)-1] + `,"metadata":{"` + long + `":{"` + long + `":{"` + long + `":[` + strings.Repeat("1,", 300) + `1]}}}}`
+	r.want(r.post(batchPath, strings.NewReader(strings.Repeat(text+"\n", 200)), "Content-Type", mediaNDJSON), 413,
+		`{"error":"too_large","message":"The batch's metadata takes too much memory: send it in smaller batches."}`)
+}
+
 func TestBatches(t *testing.T) {
 	r := newRig(t, kafkatest.Start(t), nil)
 	events := make([]string, 1000)
@@ -382,7 +402,7 @@ func TestBatches(t *testing.T) {
 	}
 	check := func(t *testing.T, n int, got response) {
 		t.Helper()
-		r.tb = t
+		r := r.with(t)
 		for i, it := range r.batch(got, n) {
 			if e := r.record(it.ID); e.ActorId != fmt.Sprint(i) {
 				t.Fatalf("item %d has the id of event %s", i, e.ActorId)
@@ -390,7 +410,7 @@ func TestBatches(t *testing.T) {
 		}
 	}
 	t.Run("one bad among 100", func(t *testing.T) {
-		r.tb = t
+		r := r.with(t)
 		hundred := append([]string(nil), events[:100]...)
 		hundred[41] = `{"actor_id":"x"}`
 		for i, it := range r.batch(r.post(batchPath, batchOf(hundred...)), 100) {
@@ -415,13 +435,13 @@ func TestBatches(t *testing.T) {
 		})
 	}
 	t.Run("10,000 lines", func(t *testing.T) {
-		r.tb = t
+		r := r.with(t)
 		r.batch(r.post(batchPath, strings.NewReader(strings.Repeat(valid+"\n", 10_000)), "Content-Type", mediaNDJSON), 10_000)
 	})
 	t.Run("all bad", func(t *testing.T) {
-		r.tb = t
+		r := r.with(t)
 		r.want(r.post(batchPath, batchOf(`{}`, `[]`)), 202, `{"events":[`+
-			`{"index":0,"status":"rejected","error":"validation_failed","message":"action is required (and 1 more)","details":[{"field":"action","message":"is required"},{"field":"actor_id","message":"is required"}]},`+
-			`{"index":1,"status":"rejected","error":"validation_failed","message":"an event is a JSON object","details":[]}]}`)
+			`{"index":0,"status":"rejected","error":"validation_failed","message":"actor_id is required (and 1 more)","details":[{"field":"actor_id","message":"is required"},{"field":"action","message":"is required"}]},`+
+			`{"index":1,"status":"rejected","error":"validation_failed","message":"the event must be a JSON object, not an array","details":[{"field":"","message":"the event must be a JSON object, not an array"}]}]}`)
 	})
 }

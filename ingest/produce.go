@@ -13,6 +13,9 @@ import (
 	"getimmutable.dev/immutable/event"
 )
 
+// minDeliveryTimeout is the least that the Kafka client takes.
+const minDeliveryTimeout = time.Second
+
 // producerOptions are what ingest needs of Kafka's client, beside the connection's.
 func producerOptions(cfg Config, topic string) []kgo.Opt {
 	return []kgo.Opt{
@@ -26,11 +29,11 @@ func producerOptions(cfg Config, topic string) []kgo.Opt {
 		// again. Without cancellation a record that may have been written would stay until Kafka says so, and hold all
 		// that follow on its partition. The client moves to a new epoch before it writes again, which fences the old
 		// attempt; nothing that was cancelled was answered with a 202, and nothing else is written twice.
-		kgo.RecordDeliveryTimeout(cfg.ProduceTimeout),
+		kgo.RecordDeliveryTimeout(max(minDeliveryTimeout, cfg.ProduceTimeout)),
 		kgo.AllowIdempotentProduceCancellation(),
 		kgo.ProduceRequestTimeout(cfg.ProduceTimeout),
 		// A broker that takes a request and never answers is given up, with its connection, after twice ProduceTimeout.
-		kgo.RequestTimeoutOverhead(max(time.Second, cfg.ProduceTimeout)),
+		kgo.RequestTimeoutOverhead(cfg.ProduceTimeout),
 		kgo.DialTimeout(cfg.ProduceTimeout),
 		// The defaults, up to 5 s, would keep answering 503 long after Kafka is back.
 		kgo.RetryBackoffFn(func(tries int) time.Duration { return min(time.Second, 50*time.Millisecond<<min(tries, 5)) }),

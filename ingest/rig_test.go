@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +30,15 @@ import (
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(brokerEnv); dir != "" {
+		if err := serveBroker(dir); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	onePath   = "/api/v1/events"
@@ -55,6 +65,14 @@ type rig struct {
 	reader    *kgo.Client
 }
 
+// with returns the same rig for a subtest.
+func (r *rig) with(tb testing.TB) *rig {
+	tb.Helper()
+	sub := *r
+	sub.tb = tb
+	return &sub
+}
+
 // run runs f until the test ends, or until the function it returns is called, and waits for it.
 func run(tb testing.TB, f func(context.Context) error) (stop context.CancelFunc, stopped chan struct{}) {
 	tb.Helper()
@@ -73,14 +91,15 @@ func run(tb testing.TB, f func(context.Context) error) (stop context.CancelFunc,
 func newRig(tb testing.TB, cluster *kafkatest.Cluster, change func(*Config)) *rig {
 	tb.Helper()
 	logger := slog.New(slog.DiscardHandler)
+	master := control.MasterKey{1}
 	r := &rig{tb: tb, kafka: cluster, seen: make(map[uuid.UUID]*kgo.Record)}
 	var err error
-	r.view, err = control.NewView(control.ViewConfig{Kafka: cluster.Config}, prometheus.NewRegistry(), logger)
+	r.view, err = control.NewView(control.ViewConfig{Kafka: cluster.Config, MasterKey: master}, prometheus.NewRegistry(), logger)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	r.writer, err = control.NewWriter(
-		control.WriterConfig{Kafka: cluster.Config, Partitions: cluster.Layout.Partitions}, logger)
+		control.WriterConfig{Kafka: cluster.Config, MasterKey: master, Partitions: cluster.Layout.Partitions}, logger)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -111,6 +130,8 @@ func newRig(tb testing.TB, cluster *kafkatest.Cluster, change func(*Config)) *ri
 	run(tb, server.Run)
 	r.url = "http://" + server.Addr()
 	tb.Cleanup(http.DefaultClient.CloseIdleConnections)
+	r.reader = r.kafka.Client(r.tb, kgo.ConsumeTopics(r.kafka.Config.Topic(schemas.TopicEvents)),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(50*time.Millisecond))
 	r.eventually("ready", func() bool { return r.service.Ready(tb.Context()) == nil })
 	return r
 }
@@ -271,10 +292,6 @@ func (r *rig) record(id string) *recordpb.Event {
 	if err != nil {
 		r.tb.Fatal(err)
 	}
-	if r.reader == nil {
-		r.reader = r.kafka.Client(r.tb, kgo.ConsumeTopics(r.kafka.Config.Topic(schemas.TopicEvents)),
-			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(50*time.Millisecond))
-	}
 	ctx, cancel := context.WithTimeout(r.tb.Context(), deadline)
 	defer cancel()
 	for r.seen[want] == nil {
@@ -287,7 +304,7 @@ func (r *rig) record(id string) *recordpb.Event {
 			if err := proto.Unmarshal(rec.Value, &e); err != nil {
 				r.tb.Fatalf("partition %d, offset %d: %v", rec.Partition, rec.Offset, err)
 			}
-			if r.seen[uuid.UUID(e.Id)] != nil {
+			if r.seen[uuid.UUID(e.Id)] != nil && !e.Keyed {
 				r.tb.Errorf("event %x is on the topic twice", e.Id)
 			}
 			r.seen[uuid.UUID(e.Id)] = rec

@@ -186,6 +186,10 @@ func (s *Service) build(sub submission) (built, error) {
 			}
 			continue
 		}
+		if len(record.Value) > maxRecordBytes {
+			out.rejected = errRecordTooLarge
+			continue
+		}
 		out.id = record.ID
 		if record.Keyed {
 			known, ok := b.keys[record.IdempotencyKey]
@@ -211,6 +215,12 @@ func (s *Service) build(sub submission) (built, error) {
 		b.records = append(b.records, record)
 	}
 	return b, nil
+}
+
+// errRecordTooLarge is rare: of numbers like 1e20, say, which have five times as many bytes in canonical form.
+var errRecordTooLarge = &event.Error{
+	Code:    event.CodeTooLarge,
+	Message: fmt.Sprintf("The event takes more than %d bytes in canonical form: send less in it.", maxRecordBytes),
 }
 
 var errKeyReused = &event.Error{

@@ -19,31 +19,31 @@ func splitJSON(body []byte, limit int) ([][]byte, error) {
 		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if dec.PeekKind() != '{' {
 		if _, err := dec.ReadValue(); err != nil {
-			return nil, syntaxError(err)
+			return nil, syntaxError(dec, err)
 		}
 		return nil, httpserver.ValidationFailed(`A batch is an object {"events":[...]}.`)
 	}
 	if _, err := dec.ReadToken(); err != nil {
-		return nil, syntaxError(err)
+		return nil, syntaxError(dec, err)
 	}
 	var events [][]byte
 	seen := false
 	for dec.PeekKind() == '"' {
 		token, err := dec.ReadToken()
 		if err != nil {
-			return nil, syntaxError(err)
+			return nil, syntaxError(dec, err)
 		}
 		name := token.String()
 		switch {
 		case name != "events":
 			// The rest must still be JSON for this to be the thing to complain of.
 			if err := finish(dec); err != nil {
-				return nil, syntaxError(err)
+				return nil, err
 			}
 			return nil, invalid(name, `is not a field of a batch, which has one: events`)
 		case seen:
 			if err := finish(dec); err != nil {
-				return nil, syntaxError(err)
+				return nil, err
 			}
 			return nil, invalid(name, "is there twice")
 		}
@@ -53,7 +53,7 @@ func splitJSON(body []byte, limit int) ([][]byte, error) {
 		}
 	}
 	if err := finish(dec); err != nil {
-		return nil, syntaxError(err)
+		return nil, err
 	}
 	if len(events) == 0 {
 		return nil, invalid("events", fmt.Sprintf("must hold 1 to %d events", limit))
@@ -64,18 +64,18 @@ func splitJSON(body []byte, limit int) ([][]byte, error) {
 func splitArray(dec *jsontext.Decoder, body []byte, limit int) ([][]byte, error) {
 	if dec.PeekKind() != '[' {
 		if _, err := dec.ReadValue(); err != nil {
-			return nil, syntaxError(err)
+			return nil, syntaxError(dec, err)
 		}
 		return nil, invalid("events", "must be an array of events")
 	}
 	if _, err := dec.ReadToken(); err != nil {
-		return nil, syntaxError(err)
+		return nil, syntaxError(dec, err)
 	}
 	events := make([][]byte, 0, min(limit, 1+len(body)/256))
 	for dec.PeekKind() != ']' {
 		value, err := dec.ReadValue()
 		if err != nil {
-			return nil, syntaxError(err)
+			return nil, syntaxError(dec, err)
 		}
 		if len(events) == limit {
 			return nil, invalid("events", fmt.Sprintf("must hold 1 to %d events", limit))
@@ -84,9 +84,8 @@ func splitArray(dec *jsontext.Decoder, body []byte, limit int) ([][]byte, error)
 		end := dec.InputOffset()
 		events = append(events, body[end-int64(len(value)):end])
 	}
-	_, err := dec.ReadToken()
-	if err != nil {
-		return nil, syntaxError(err)
+	if _, err := dec.ReadToken(); err != nil {
+		return nil, syntaxError(dec, err)
 	}
 	return events, nil
 }
@@ -95,21 +94,18 @@ func splitArray(dec *jsontext.Decoder, body []byte, limit int) ([][]byte, error)
 func finish(dec *jsontext.Decoder) error {
 	for {
 		if _, err := dec.ReadToken(); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+			return syntaxError(dec, err)
 		}
-		if dec.StackDepth() == 0 {
-			if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-				return errTrailing
-			}
+		if dec.StackDepth() > 0 {
+			continue
+		}
+		_, err := dec.ReadToken()
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
+		return syntaxError(dec, err)
 	}
 }
-
-var errTrailing = errors.New("something follows the batch's closing brace")
 
 // splitLines returns the events of an NDJSON batch, one a line, as parts of body, between 1 and limit of them. Blank
 // lines separate nothing and count for nothing; the last line needs no end.
@@ -136,11 +132,10 @@ func linesError(limit int) error {
 }
 
 // syntaxError says where the batch stops being JSON, and quotes none of it.
-func syntaxError(err error) error {
-	where := ""
-	var syntactic *jsontext.SyntacticError
-	if errors.As(err, &syntactic) {
-		where = fmt.Sprintf(" at byte %d", syntactic.ByteOffset)
+func syntaxError(dec *jsontext.Decoder, err error) error {
+	offset := dec.InputOffset()
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		offset = e.ByteOffset
 	}
-	return malformed("The batch is not valid JSON" + where + ".")
+	return malformed(fmt.Sprintf("The batch is not valid JSON: see byte %d.", offset))
 }
