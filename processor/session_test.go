@@ -1,0 +1,136 @@
+package processor
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/schemas"
+)
+
+func TestSealsWhatIsThereAndWhatArrives(t *testing.T) {
+	c := kafkatest.Start(t)
+	produce(t, c, 0, 3000)
+	p := start(t, testConfig(c))
+	awaitSealed(t, c)
+	await(t, "ready", p.Ready)
+	produce(t, c, 3000, 3000)
+	awaitSealed(t, c)
+	p.stop(t)
+	r := checkTopics(t, c, 2*blockLeaves)
+	r.wantTotals(t, 6000, 0, 0)
+	if r.Chains != 12 {
+		t.Errorf("%d chains, want 12", r.Chains)
+	}
+	for name, want := range map[string]float64{"leaves_total": 6012, "duplicates_total": 0, "sessions_total": 1, "halted_partitions": 0} {
+		if got := p.metric(t, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	if err := p.Ready(t.Context()); err == nil {
+		t.Error("ready after its end")
+	}
+}
+
+func TestGoesOnWhereTheLastOneEnded(t *testing.T) {
+	c := kafkatest.Start(t)
+	for i := range 4 {
+		produce(t, c, i*1500, 1500)
+		p := start(t, testConfig(c))
+		awaitSealed(t, c)
+		p.stop(t)
+	}
+	checkTopics(t, c, 2*blockLeaves).wantTotals(t, 6000, 0, 0)
+}
+
+func TestDuplicatesAndDeadLetters(t *testing.T) {
+	c := kafkatest.Start(t)
+	good := func(n uint64) *kgo.Record { return eventRecord(t, newEvent(1, 0, n, true)) }
+	produceAll := func(records ...*kgo.Record) { c.Produce(t, records...) }
+	elsewhere := good(7)
+	elsewhere.Partition = (elsewhere.Partition + 1) % testPartitions
+	lanes := newEvent(1, 0, 8, true)
+	lanes.Lanes = 17
+	produceAll(good(1), good(2), good(1), // a duplicate in one transaction
+		&kgo.Record{Topic: schemas.TopicEvents, Partition: 2, Key: []byte("k"), Value: []byte("{}")},
+		&kgo.Record{Topic: schemas.TopicEvents, Partition: 2}, elsewhere, eventRecord(t, lanes), good(3))
+	p := start(t, testConfig(c))
+	awaitSealed(t, c)
+	produceAll(good(2), good(3)) // across transactions
+	awaitSealed(t, c)
+	p.stop(t)
+	if d, dead := p.metric(t, "duplicates_total"), p.metric(t, "dead_total"); d != 3 || dead != 4 {
+		t.Errorf("metrics say %v duplicates and %v dead, want 3 and 4", d, dead)
+	}
+	p = start(t, testConfig(c))
+	await(t, "ready", p.Ready)
+	produceAll(good(1), good(3), good(4)) // across processors
+	awaitSealed(t, c)
+	p.stop(t)
+	checkTopics(t, c, 2*blockLeaves).wantTotals(t, 13, 5, 4)
+}
+
+// Input that ends in transactions: aborted records, markers, and a tail of markers only.
+func TestInputWithTransactions(t *testing.T) {
+	c := kafkatest.Start(t)
+	p := start(t, testConfig(c))
+	number := 0
+	transact := func(n int, commit kgo.TransactionEndTry) {
+		t.Helper()
+		cl := c.Client(t, kgo.TransactionalID("test"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		defer cl.Close()
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		for range n {
+			r := eventRecord(t, newEvent(1, uint32(number%testLanes), uint64(number), true))
+			r.Topic = c.Config.Topic(r.Topic)
+			number++
+			if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cl.EndTransaction(t.Context(), commit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	transact(10, kgo.TryAbort)
+	transact(10, kgo.TryCommit)
+	produce(t, c, 1000, 100)
+	transact(10, kgo.TryAbort)
+	awaitSealed(t, c) // the committed offset comes to the end: past the last markers
+	transact(10, kgo.TryAbort)
+	awaitSealed(t, c)
+	p.stop(t)
+	r := checkTopics(t, c, 2*blockLeaves)
+	r.wantTotals(t, 110, 0, 0)
+	if want := uint64(30 + 4*testPartitions); r.Skipped != want {
+		t.Errorf("%d offsets skipped, want 30 aborted records and 16 markers", r.Skipped)
+	}
+}
+
+func TestCommitsWhatIsInHandAtTheEnd(t *testing.T) {
+	c := kafkatest.Start(t)
+	cfg := testConfig(c)
+	cfg.TransactionInterval = time.Second
+	p := start(t, cfg)
+	await(t, "ready", p.Ready)
+	// The transaction has begun when its first leaf is on the ledger, and goes on for a second from there.
+	produce(t, c, 0, 500)
+	ledger := c.Config.Topic(schemas.TopicLedger)
+	await(t, "a leaf", func(context.Context) error {
+		for _, info := range c.Fake.PartitionInfos(ledger) {
+			if info.HighWatermark > 0 {
+				return nil
+			}
+		}
+		return errUncommitted
+	})
+	p.stop(t)
+	if r := checkTopics(t, c, 2*blockLeaves); r.Inputs == 0 {
+		t.Error("nothing was committed")
+	}
+}
