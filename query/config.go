@@ -1,0 +1,88 @@
+package query
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"getimmutable.dev/immutable/internal/clickhouse"
+)
+
+// Limits of the HTTP contract. They are not settings: clients rely on them.
+const (
+	defaultPageEvents = 25
+	// maxPageEvents bounds `limit`.
+	maxPageEvents = 1_000
+	// smallPageEvents is what a page is cut to where more events would exceed Config.MaxPageBytes. With the largest
+	// events that ingest accepts such a page is 25 MiB.
+	smallPageEvents = 100
+	// maxValues bounds how often a parameter may be repeated.
+	maxValues = 100
+	// maxValueBytes bounds the value of a parameter, and the key in metadata[key].
+	maxValueBytes = 4096
+	// maxMetadataKeys bounds the different keys of metadata[key] in one request.
+	maxMetadataKeys = 20
+)
+
+// Config is what an operator sets of query. The zero value of every field but ClickHouse means its default.
+type Config struct {
+	// ClickHouse is where the events are. Its DialTimeout defaults to 2 s here.
+	ClickHouse clickhouse.Config
+
+	// RequestTimeout is how long ClickHouse may take to answer one request, all its statements together, before the
+	// answer is a 503. 50 ms to 4.5 s, because clients give up after 5 s; default 4 s.
+	RequestTimeout time.Duration
+	// MaxRequests bounds the requests that are being answered; a request that would exceed it gets a 503. 1 to 10,000,
+	// default 128.
+	MaxRequests int
+	// MaxPageBytes bounds the events of a page as ClickHouse sends them: where `limit` events are more, the page has 100.
+	// At least 1 MiB, default 32 MiB.
+	MaxPageBytes int64
+	// MaxCountRows is how many rows may be read to count the events that a filter finds; where it takes more, `total` is
+	// null. Up to 1 billion, default 500,000. Filters by nothing but occurred_at read next to none.
+	MaxCountRows int64
+	// CountTimeout is how long counting may take, at the same time as the page is read; where it takes longer, `total` is
+	// null. 10 ms to 4 s, default 250 ms.
+	CountTimeout time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.ClickHouse.DialTimeout = orDefault(c.ClickHouse.DialTimeout, 2*time.Second)
+	c.RequestTimeout = orDefault(c.RequestTimeout, 4*time.Second)
+	c.MaxRequests = orDefault(c.MaxRequests, 128)
+	c.MaxPageBytes = orDefault(c.MaxPageBytes, 32<<20)
+	c.MaxCountRows = orDefault(c.MaxCountRows, 500_000)
+	c.CountTimeout = orDefault(c.CountTimeout, 250*time.Millisecond)
+	return c
+}
+
+func orDefault[T comparable](v, d T) T {
+	var zero T
+	if v == zero {
+		return d
+	}
+	return v
+}
+
+// Validate returns every setting that is out of its range.
+func (c Config) Validate() error {
+	var errs []error
+	if err := c.ClickHouse.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	d := c.withDefaults()
+	check(d.RequestTimeout >= 50*time.Millisecond && d.RequestTimeout <= 4500*time.Millisecond,
+		"request timeout is %s: it must be 50 ms to 4.5 s", d.RequestTimeout)
+	check(d.MaxRequests >= 1 && d.MaxRequests <= 10_000, "max requests is %d: it must be 1 to 10,000", d.MaxRequests)
+	check(d.MaxPageBytes >= 1<<20, "max page bytes is %d: it must be at least 1 MiB", d.MaxPageBytes)
+	check(d.MaxCountRows >= 1 && d.MaxCountRows <= 1_000_000_000,
+		"max count rows is %d: it must be 1 to 1 billion", d.MaxCountRows)
+	check(d.CountTimeout >= 10*time.Millisecond && d.CountTimeout <= 4*time.Second,
+		"count timeout is %s: it must be 10 ms to 4 s", d.CountTimeout)
+	return errors.Join(errs...)
+}

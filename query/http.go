@@ -1,0 +1,249 @@
+package query
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/internal/httpserver"
+)
+
+// Endpoints, a label of immutable_query_requests_total.
+const (
+	endpointEvents = "events"
+	endpointEvent  = "event"
+)
+
+// retryAfter is what a 503 asks a client to wait.
+const retryAfter = time.Second
+
+// Routes returns the endpoints that read events.
+func (s *Service) Routes() []httpserver.Route {
+	return []httpserver.Route{
+		{Method: http.MethodGet, Pattern: "/api/v1/events", Handler: s.handler(endpointEvents, s.listEvents)},
+		{Method: http.MethodGet, Pattern: "/api/v1/events/{id}", Handler: s.handler(endpointEvent, s.getEvent)},
+	}
+}
+
+// handler answers with what respond returns: a JSON object, or an error.
+func (s *Service) handler(
+	endpoint string, respond func(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error),
+) http.Handler {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := s.respond(r, respond)
+		status := http.StatusOK
+		if err != nil {
+			status = s.refuse(w, r, err)
+		} else {
+			writeBody(w, body)
+		}
+		s.metrics.requests.WithLabelValues(endpoint, strconv.Itoa(status)).Inc()
+	})
+	return control.Require(s.view, control.ScopeRead, h)
+}
+
+// respond calls next with a deadline, once there is a slot and while Run runs. Nothing is held while the client reads
+// the answer.
+func (s *Service) respond(
+	r *http.Request, next func(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error),
+) ([]byte, error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		return nil, s.unavailable(reasonBusy, "Too many requests are being answered: send it again.", nil)
+	}
+	if !s.running.TryRLock() {
+		return nil, s.unavailable(reasonStopping, "The service is starting or stopping: send it again.", errStopped)
+	}
+	defer s.running.RUnlock()
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.RequestTimeout)
+	defer cancel()
+	return next(ctx, control.PrincipalFrom(ctx).Workspace.ID, r)
+}
+
+// listEvents is GET /events.
+func (s *Service) listEvents(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error) {
+	req, err := parsePage(r.URL.RawQuery)
+	if err != nil {
+		return nil, err
+	}
+	digest := req.digest(workspace)
+	var after *position
+	if req.cursor != "" {
+		p, err := decodeCursor(req.cursor, digest)
+		if err != nil {
+			return nil, err
+		}
+		after = &p
+	}
+
+	// The count runs beside the page, on a connection of its own, and is bounded to take no longer than most pages.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		counting sync.WaitGroup
+		total    *uint64
+		countErr error
+	)
+	if req.total {
+		counting.Go(func() {
+			if total, countErr = s.count(ctx, workspace, &req.filter); countErr != nil {
+				cancel()
+			}
+		})
+	}
+	events, more, err := s.page(ctx, workspace, &req, after)
+	var leaves hashes
+	if err == nil {
+		leaves, err = s.leaves(ctx, workspace, events)
+	}
+	if err != nil {
+		cancel()
+	}
+	counting.Wait()
+	if err := cause(err, countErr); err != nil {
+		return nil, err
+	}
+	next := ""
+	if more {
+		next = encodeCursor(events[len(events)-1].position(), digest)
+	}
+	return s.renderPage(events, leaves, next, total)
+}
+
+// cause returns which of two errors, of which either may have cancelled the other, came first.
+func cause(page, count error) error {
+	if page == nil || (count != nil && errors.Is(page, context.Canceled)) {
+		return count
+	}
+	return page
+}
+
+func (s *Service) renderPage(events []row, leaves hashes, next string, total *uint64) ([]byte, error) {
+	size := 200
+	for i := range events {
+		size += len(events[i].body)*5/4 + 900
+	}
+	b := make([]byte, 0, size)
+	b = append(b, `{"data":[`...)
+	renderer := s.renderers.Get().(*renderer)
+	defer s.renderers.Put(renderer)
+	for i := range events {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		var err error
+		if b, err = renderer.appendEvent(b, &events[i], leaves); err != nil {
+			return nil, err
+		}
+	}
+	b = append(b, `],"pagination":{"has_more":`...)
+	b = strconv.AppendBool(b, next != "")
+	b = append(b, `,"next_cursor":`...)
+	if next == "" {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, '"')
+		b = append(b, next...)
+		b = append(b, '"')
+	}
+	b = append(b, `,"total":`...)
+	if total == nil {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendUint(b, *total, 10)
+	}
+	return append(b, "}}\n"...), nil
+}
+
+// getEvent is GET /events/{id}. An id that is no UUID is one that no event has.
+func (s *Service) getEvent(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error) {
+	values, err := parseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, err
+	}
+	var faults faults
+	for name := range values {
+		faults.malformedParam(name, "is not a parameter of this request: it has none.")
+	}
+	if err := faults.err(); err != nil {
+		return nil, err
+	}
+	notFound := httpserver.NotFound("There is no event with this id in the workspace of the API key.")
+	text := r.PathValue("id")
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != len(id.String()) {
+		return nil, notFound
+	}
+	events, err := s.event(ctx, workspace, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(events) == 0 {
+		return nil, notFound
+	}
+	leaves, err := s.leaves(ctx, workspace, events)
+	if err != nil {
+		return nil, err
+	}
+	renderer := s.renderers.Get().(*renderer)
+	defer s.renderers.Put(renderer)
+	b, err := renderer.appendEvent([]byte(`{"data":`), &events[0], leaves)
+	return append(b, "}\n"...), err
+}
+
+// refuse answers with an error and returns its status.
+func (s *Service) refuse(w http.ResponseWriter, r *http.Request, err error) int {
+	e, ok := errors.AsType[*httpserver.Error](err)
+	switch {
+	case ok:
+	case r.Context().Err() != nil:
+		// The client went away and the statements with it: nobody reads this.
+		e = httpserver.Unavailable("The request was cancelled.", retryAfter, nil)
+	default:
+		e = s.classify(err)
+	}
+	if e == nil {
+		httpserver.WriteError(w, r, err)
+		return http.StatusInternalServerError
+	}
+	httpserver.WriteError(w, r, e)
+	return e.Status
+}
+
+// classify returns the answer to a failure of ClickHouse, or nil where it is our fault.
+func (s *Service) classify(err error) *httpserver.Error {
+	const narrow = "Reading took too long: ask for a shorter time, or filter by more."
+	switch code := exceptionCode(err); {
+	case code == codeTimeoutExceeded, code == codeTooManyRows, errors.Is(err, context.DeadlineExceeded):
+		return s.unavailable(reasonTimeout, narrow, err)
+	case slices.Contains([]int32{codeTooManyQueries, codeMemoryLimit}, code):
+		return s.unavailable(reasonBusy, "The database has too much to do: send it again.", err)
+	case code != 0, errors.Is(err, errBody), errors.Is(err, errScan):
+		return nil
+	}
+	return s.unavailable(reasonAway, "The database cannot be reached: send it again.", err)
+}
+
+func (s *Service) unavailable(reason, message string, cause error) *httpserver.Error {
+	s.metrics.unavailable[reason].Inc()
+	return httpserver.Unavailable(message, retryAfter, cause)
+}
+
+// writeBody answers 200. A client that left is nobody's error.
+func writeBody(w http.ResponseWriter, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(body) //nolint:gosec // application/json and nosniff: no browser takes it for a page
+}

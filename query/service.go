@@ -1,0 +1,83 @@
+// Package query answers what has happened, from ClickHouse: the timeline, page by page, and single events. Every
+// statement is confined to the workspace of the caller's key, by selectFrom and nothing else.
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/internal/clickhouse"
+)
+
+// Service is the query service.
+type Service struct {
+	cfg     Config
+	view    *control.View
+	metrics *metrics
+	logger  *slog.Logger
+
+	// slots bounds the requests that are being answered.
+	slots     chan struct{}
+	renderers sync.Pool // of *renderer
+
+	// running is locked for writing while Run is not running, and for reading while conn is used.
+	running sync.RWMutex
+	conn    driver.Conn
+}
+
+var errStopped = errors.New("query is not running")
+
+// New returns a service that answers 503 until Run runs. view must be run by the caller.
+func New(cfg Config, view *control.View, reg prometheus.Registerer, logger *slog.Logger) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("query: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	s := &Service{
+		cfg: cfg, view: view, metrics: newMetrics(reg), logger: logger, slots: make(chan struct{}, cfg.MaxRequests),
+	}
+	s.renderers.New = func() any { return newRenderer() }
+	s.running.Lock()
+	return s, nil
+}
+
+// Run answers requests until ctx ends. Then new ones are answered 503, those under way finish within RequestTimeout,
+// and it returns. ClickHouse need not be there yet; where its tables are not those of this program, Run returns an error
+// at once. It is called once.
+func (s *Service) Run(ctx context.Context) error {
+	conn, err := clickhouse.Open(s.cfg.ClickHouse)
+	if err != nil {
+		return fmt.Errorf("query: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	err = clickhouse.CheckSchema(ctx, conn)
+	for _, fatal := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
+		if errors.Is(err, fatal) {
+			return fmt.Errorf("query: %w", err)
+		}
+	}
+	s.conn = conn
+	s.running.Unlock()
+	<-ctx.Done()
+	s.running.Lock()
+	return nil
+}
+
+// Ready returns nil when ClickHouse is within reach, has the tables of this program, and keys are known.
+func (s *Service) Ready(ctx context.Context) error {
+	if err := s.view.Ready(ctx); err != nil {
+		return err
+	}
+	if !s.running.TryRLock() {
+		return errStopped
+	}
+	defer s.running.RUnlock()
+	return clickhouse.CheckSchema(ctx, s.conn)
+}

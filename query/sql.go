@@ -1,0 +1,218 @@
+package query
+
+import (
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// statement is a SELECT that is being written. Values only ever enter it through bind.
+type statement struct {
+	text strings.Builder
+	args []any // clickhouse.Named
+}
+
+// selectFrom begins every statement of this package: whatever is appended can only narrow down the workspace's rows.
+// What is appended must be one or several of " AND <condition>", then clauses.
+func selectFrom(columns, table string, workspace [16]byte) *statement {
+	s := new(statement)
+	s.write("SELECT ", columns, " FROM ", table, " WHERE workspace = ", s.bindID(workspace))
+	return s
+}
+
+func (s *statement) write(parts ...string) {
+	for _, p := range parts {
+		s.text.WriteString(p)
+	}
+}
+
+// and adds a condition, which is put in brackets.
+func (s *statement) and(condition ...string) {
+	s.write("\n  AND (")
+	s.write(condition...)
+	s.write(")")
+}
+
+// bind returns the placeholder of a value that travels beside the statement; kind is its ClickHouse type.
+func (s *statement) bind(kind string, value any) string {
+	name := "p" + strconv.Itoa(len(s.args))
+	s.args = append(s.args, clickhouse.Named(name, value))
+	return "{" + name + ":" + kind + "}"
+}
+
+func (s *statement) bindID(id [16]byte) string {
+	return "unhex(" + s.bind("String", hex.EncodeToString(id[:])) + ")"
+}
+
+func (s *statement) bindTime(micros int64) string {
+	return "fromUnixTimestamp64Micro(" + s.bind("Int64", micros) + ", 'UTC')"
+}
+
+func (s *statement) bindTexts(values []string) string { return s.bind("Array(String)", values) }
+
+// pageColumns are what scanRow reads.
+const pageColumns = "id, occurred_at, recorded_at, chain, sequence, body"
+
+// limits are what one statement may cost.
+type limits struct {
+	timeout time.Duration
+	rows    int64 // to read
+	bytes   int64 // to return
+}
+
+// settings ends a statement. One thread: a page reads few granules, and threads that have nothing to do cost it and
+// its neighbours more than they bring.
+func (s *statement) settings(l limits) *statement {
+	s.write("\nSETTINGS max_threads = 1, max_memory_usage = 2000000000, max_execution_time = ",
+		strconv.FormatFloat(l.timeout.Seconds(), 'f', -1, 64))
+	if l.rows > 0 {
+		s.write(", max_rows_to_read = ", strconv.FormatInt(l.rows, 10))
+	}
+	if l.bytes > 0 {
+		s.write(", max_result_bytes = ", strconv.FormatInt(l.bytes, 10))
+	}
+	return s
+}
+
+// pageStatement returns up to limit+1 events in order, beginning after the position: the one too many says that there
+// are more.
+func pageStatement(workspace [16]byte, req *pageRequest, after *position, limit int, l limits) *statement {
+	s := selectFrom(pageColumns, "events", workspace)
+	direction, past, beyond := "DESC", "<", "<="
+	if req.ascending {
+		direction, past, beyond = "ASC", ">", ">="
+	}
+	if after != nil {
+		// The comparison of the tuple alone would read the workspace from its beginning: it does not narrow down the
+		// primary key, the comparison of occurred_at does.
+		t, id := s.bindTime(after.occurredAt), s.bindID(after.id)
+		s.and("occurred_at ", beyond, " ", t)
+		s.and("(occurred_at, id) ", past, " (", t, ", ", id, ")")
+	}
+	s.where(&req.filter)
+	s.write("\nORDER BY occurred_at ", direction, ", id ", direction)
+	s.write("\nLIMIT ", s.bind("UInt32", limit+1))
+	return s.settings(l)
+}
+
+// countStatement counts what the filter finds, cursor or not.
+func countStatement(workspace [16]byte, f *filter, l limits) *statement {
+	s := selectFrom("count()", "events", workspace)
+	s.where(f)
+	return s.settings(l)
+}
+
+// eventStatement returns one event.
+func eventStatement(workspace, id [16]byte, l limits) *statement {
+	s := selectFrom(pageColumns, "events", workspace)
+	s.and("id = ", s.bindID(id))
+	s.write("\nLIMIT 1")
+	return s.settings(l)
+}
+
+// leafKey is the primary key of leaves.
+type leafKey struct {
+	chain    ledger.ChainID
+	sequence uint64
+}
+
+// leafKeys is a ClickHouse Array(Tuple(FixedString(16), UInt64)).
+type leafKeys []leafKey
+
+// String writes the array as ClickHouse reads it from a parameter.
+func (keys leafKeys) String() string {
+	const digits = "0123456789abcdef"
+	b := make([]byte, 0, 2+len(keys)*(4*16+24))
+	b = append(b, '[')
+	for i, k := range keys {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, "('"...)
+		for _, c := range k.chain {
+			b = append(b, '\\', 'x', digits[c>>4], digits[c&15])
+		}
+		b = append(b, "',"...)
+		b = strconv.AppendUint(b, k.sequence, 10)
+		b = append(b, ')')
+	}
+	return string(append(b, ']'))
+}
+
+// leavesStatement returns the hashes of leaves.
+func leavesStatement(workspace [16]byte, keys leafKeys, l limits) *statement {
+	s := selectFrom("chain, sequence, leaf_hash", "leaves", workspace)
+	s.and("(chain, sequence) IN ", s.bind("Array(Tuple(FixedString(16), UInt64))", keys))
+	return s.settings(l)
+}
+
+// where adds the filter's conditions.
+func (s *statement) where(f *filter) {
+	s.between("occurred_at", f.occurred)
+	s.between("recorded_at", f.recorded)
+	s.action(f.actions)
+	for _, column := range columnParams() {
+		if values := f.columns[column]; len(values) > 0 {
+			s.and(column, " IN ", s.bindTexts(values))
+		}
+	}
+	s.targets(f.targetTypes, f.targetIDs)
+	for _, key := range slices.Sorted(maps.Keys(f.metadata)) {
+		s.metadata(key, f.metadata[key])
+	}
+}
+
+func (s *statement) between(column string, within span) {
+	if within.from != nil {
+		s.and(column, " >= ", s.bindTime(*within.from))
+	}
+	if within.to != nil {
+		s.and(column, " <= ", s.bindTime(*within.to))
+	}
+}
+
+// action writes patterns that stand for one text as equality, others as LIKE.
+func (s *statement) action(patterns []pattern) {
+	var exact, alternatives []string
+	for _, p := range patterns {
+		if only, ok := p.Exact(); ok {
+			exact = append(exact, only)
+			continue
+		}
+		alternatives = append(alternatives, "action LIKE "+s.bind("String", p.Like()))
+	}
+	if len(exact) > 0 {
+		alternatives = append(alternatives, "action IN "+s.bindTexts(exact))
+	}
+	if len(alternatives) > 0 {
+		s.and(strings.Join(alternatives, " OR "))
+	}
+}
+
+// targets asks for one target that has both, where both are given.
+func (s *statement) targets(types, ids []string) {
+	switch {
+	case len(types) > 0 && len(ids) > 0:
+		s.and("arrayExists((t, i) -> has(", s.bindTexts(types), ", t) AND has(", s.bindTexts(ids), ", i), ",
+			"target_types, target_ids)")
+	case len(types) > 0:
+		s.and("hasAny(target_types, ", s.bindTexts(types), ")")
+	case len(ids) > 0:
+		s.and("hasAny(target_ids, ", s.bindTexts(ids), ")")
+	}
+}
+
+// metadata asks for one pair. An element access would read the first of several pairs with that key; the first two
+// conditions say nothing new, but the bloom filters understand them.
+func (s *statement) metadata(key string, values []string) {
+	k, v := s.bind("String", key), s.bindTexts(values)
+	s.and("has(mapKeys(metadata), ", k, ") AND hasAny(mapValues(metadata), ", v, ")",
+		" AND arrayExists((k, v) -> k = ", k, " AND has(", v, ", v), mapKeys(metadata), mapValues(metadata))")
+}
