@@ -97,40 +97,41 @@ func (b *Builder) addPath(name []byte) span {
 	return span{start, len(b.paths)}
 }
 
-// addEntries appends one entry for each scalar in container i, at any depth. It stops and reports false where keys and
-// values exceed MaxEntryBytes.
+// addEntries appends one entry for each scalar at or in node i, at any depth and in canonical order, so that the entries
+// are a function of the body. It stops and reports false where keys and values exceed MaxEntryBytes.
 func (b *Builder) addEntries(i int) bool {
-	object, base := b.tape.nodes[i].kind == '{', len(b.prefix)
-	for c := range b.tape.children(i) {
-		n := &b.tape.nodes[c]
-		b.prefix = b.prefix[:base]
-		if object {
+	switch n := &b.tape.nodes[i]; n.kind {
+	case 'n':
+	case '{':
+		base := len(b.prefix)
+		for _, c := range b.tape.order[n.members.start:n.members.end] {
 			if base > 0 {
 				b.prefix = append(b.prefix, '.')
 			}
-			b.prefix = append(b.prefix, b.tape.bytes(n.name)...)
-		}
-		switch n.kind {
-		case 'n':
-		case '{', '[':
+			b.prefix = append(b.prefix, b.tape.bytes(b.tape.nodes[c].name)...)
 			if !b.addEntries(c) {
 				return false
 			}
-		default:
-			start := len(b.keys)
-			b.keys = append(b.keys, b.prefix...)
-			b.entries = append(b.entries, entry{key: span{start, len(b.keys)}, value: n.text})
-			b.entryBytes += len(b.prefix) + n.text.end - n.text.start
-			if b.entryBytes > MaxEntryBytes {
+			b.prefix = b.prefix[:base]
+		}
+	case '[':
+		for c := range b.tape.children(i) {
+			if !b.addEntries(c) {
 				return false
 			}
 		}
+	default:
+		start := len(b.keys)
+		b.keys = append(b.keys, b.prefix...)
+		b.entries = append(b.entries, entry{key: span{start, len(b.keys)}, value: n.text})
+		b.entryBytes += len(b.prefix) + n.text.end - n.text.start
+		return b.entryBytes <= MaxEntryBytes
 	}
 	return true
 }
 
 // MetadataEntries returns what a record holds for filters on metadata, a JSON object: one entry for each scalar at any
-// depth. The key is the dotted path of names, which the elements of an array share; the value is a string itself, or the
+// depth, in canonical order. The key is the dotted path of names, which the elements of an array share; the value is a string itself, or the
 // canonical JSON of a number or boolean; null is left out. The error is an *Error: not an object, or beyond
 // MaxEntryBytes.
 func MetadataEntries(json []byte) (keys, values []string, err error) {
