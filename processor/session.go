@@ -39,6 +39,11 @@ func (e *inputLostError) Unwrap() error { return e.cause }
 const (
 	// idlePoll is how long a poll waits for input before the session looks after itself.
 	idlePoll = time.Second
+	// fetchWait is how long a broker holds a fetch that finds nothing; new partitions wait for the end of the one that is on.
+	fetchWait = 250 * time.Millisecond
+	// metadataWait is how soon the client asks again who leads a partition: a leader that fails must be replaced, and the
+	// new one found, within TransactionTimeout.
+	metadataWait = 250 * time.Millisecond
 	// leaveTimeout bounds leaving the group.
 	leaveTimeout = 5 * time.Second
 	// consumerHeartbeats in a session timeout.
@@ -87,6 +92,7 @@ func (p *Processor) newSession(ctx context.Context, lost map[int32]error) (*sess
 func (s *session) options(p *Processor) []kgo.Opt {
 	c := &p.cfg
 	opts := slices.Concat(p.clients, []kgo.Opt{
+		kgo.MetadataMinAge(metadataWait),
 		kgo.ConsumerGroup(c.Kafka.Group(schemas.GroupSeal)),
 		kgo.ConsumeTopics(c.Kafka.Topic(schemas.TopicEvents)),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -102,6 +108,7 @@ func (s *session) options(p *Processor) []kgo.Opt {
 		kgo.KeepControlRecords(),
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), // says "none is committed" to the take-over
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),       // never skip what is gone
+		kgo.FetchMaxWait(fetchWait),
 		kgo.FetchMaxBytes(c.FetchBytes),
 		kgo.FetchMaxPartitionBytes(c.FetchBytes),
 
