@@ -265,3 +265,15 @@ func FuzzBuild(f *testing.F) {
 		}
 	})
 }
+
+// One odd event does not make a pooled builder large for ever.
+func TestBuilderLetsGo(t *testing.T) {
+	b := NewBuilder()
+	odd := []byte(with(`"metadata":{"a":[` + strings.Repeat("0,", 100_000) + `0]}`))
+	if _, err := b.Build(testWorkspace(), Input{JSON: odd, RecordedAt: testTime}); err == nil {
+		t.Fatal("metadata of 200 kB was accepted")
+	}
+	if n := cap(b.tape.nodes); n > 4096 {
+		t.Errorf("the builder keeps %d nodes", n)
+	}
+}
