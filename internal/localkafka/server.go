@@ -30,8 +30,8 @@ type Config struct {
 	// Port to listen on at 127.0.0.1 if it is free; otherwise, and where it is 0, the kernel chooses one.
 	Port int
 	// MinFreeBytes is how much room the disk of Dir must have for Admit to let new work in. Below half of it the broker
-	// itself takes no records; the rest is for what it must still write to end open transactions and to commit
-	// offsets. Default 256 MiB.
+	// itself takes no records, and below a quarter nothing at all: that much is for what it has begun to write, offsets
+	// and the markers that end transactions. Default 256 MiB.
 	MinFreeBytes int64
 	// CompactInterval is how often compacted topics are compacted and expired segments deleted, while records come in.
 	// Default 1 minute.
@@ -99,6 +99,8 @@ func Start(cfg Config, logger *slog.Logger) (*Server, error) {
 	cluster.ControlKey(int16(kmsg.Produce), s.onProduce)
 	cluster.ControlKey(int16(kmsg.TxnOffsetCommit), s.onTxnOffsetCommit)
 	cluster.ControlKey(int16(kmsg.EndTxn), s.onEndTxn)
+	cluster.ControlKey(int16(kmsg.OffsetCommit), s.onOffsetCommit)
+	cluster.ControlKey(int16(kmsg.InitProducerID), s.onInitProducerID)
 	return s, nil
 }
 
@@ -163,12 +165,48 @@ func (s *Server) onEndTxn(kreq kmsg.Request) (kmsg.Response, error, bool) {
 	if !ok {
 		return nil, nil, false
 	}
-	err := s.journal.end(req)
+	err := s.disk.check(s.disk.minFreeBytes / 4)
+	if err == nil || !req.Commit {
+		err = s.journal.end(req)
+	}
 	if err == nil {
 		return nil, nil, false
 	}
 	// Nothing was decided. The client asks again, or the transaction times out and is aborted.
 	resp := req.ResponseKind().(*kmsg.EndTxnResponse)
+	resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
+	return resp, nil, true
+}
+
+// onOffsetCommit and onInitProducerID refuse what kfake would forget at the next start if it could not write it. Both
+// errors make the client ask again.
+func (s *Server) onOffsetCommit(kreq kmsg.Request) (kmsg.Response, error, bool) {
+	s.cluster.KeepControl()
+	req, ok := kreq.(*kmsg.OffsetCommitRequest)
+	if !ok || s.disk.check(s.disk.minFreeBytes/4) == nil {
+		return nil, nil, false
+	}
+	resp := req.ResponseKind().(*kmsg.OffsetCommitResponse)
+	for _, t := range req.Topics {
+		topic := kmsg.NewOffsetCommitResponseTopic()
+		topic.Topic, topic.TopicID = t.Topic, t.TopicID
+		for _, p := range t.Partitions {
+			partition := kmsg.NewOffsetCommitResponseTopicPartition()
+			partition.Partition, partition.ErrorCode = p.Partition, kerr.CoordinatorNotAvailable.Code
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+		resp.Topics = append(resp.Topics, topic)
+	}
+	return resp, nil, true
+}
+
+func (s *Server) onInitProducerID(kreq kmsg.Request) (kmsg.Response, error, bool) {
+	s.cluster.KeepControl()
+	req, ok := kreq.(*kmsg.InitProducerIDRequest)
+	if !ok || s.disk.check(s.disk.minFreeBytes/4) == nil {
+		return nil, nil, false
+	}
+	resp := req.ResponseKind().(*kmsg.InitProducerIDResponse)
 	resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
 	return resp, nil, true
 }

@@ -1,0 +1,86 @@
+// Package devmode is `immutable up`: all services in one process, the same that production runs one by one, against an
+// embedded Kafka and an embedded ClickHouse or real ones.
+package devmode
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/internal/httpserver"
+	"getimmutable.dev/immutable/internal/kafka"
+	"getimmutable.dev/immutable/schemas"
+)
+
+// Config is what a user may say about `up`. Only Dir and HTTP.Addr are required.
+type Config struct {
+	// Dir holds everything: the lock, the master key, up.json, and the embedded engines' data. One process at a time.
+	Dir string
+	// HTTP is the one address that serves the API and health, metrics included.
+	HTTP httpserver.Config
+	// Kafka is a cluster to use instead of the embedded one, which runs where it names no broker. Its TopicPrefix holds
+	// for both.
+	Kafka kafka.Config
+	// Partitions and Replicas of the topics where they are created. Default 4 and 1.
+	Partitions int32
+	Replicas   int16
+	// ClickHouse is a server to use instead of the embedded one, which runs where its DSN is empty.
+	ClickHouse clickhouse.Config
+	// Library is the path of libchdb.so. Default: where npm puts it.
+	Library string
+	// ChildCommand runs the embedded ClickHouse. Default: this executable with the subcommand chdb-server.
+	ChildCommand []string
+	// APIKey is the text of a key of the workspace "default", made where it does not exist. Default: the first start
+	// draws one.
+	APIKey string
+	// MinFreeBytes is how much room the disk must have for new events to be accepted; see localkafka.Config. Default
+	// 256 MiB. It has no effect on a Kafka elsewhere.
+	MinFreeBytes int64
+	// Started, if not nil, is called once, when everything runs.
+	Started func(Started)
+}
+
+// Started is what a user wants to know when everything runs.
+type Started struct {
+	URL string // of the API: http://127.0.0.1:8080
+	// Key is the text of an API key: the one that was asked for or, at the first start, the one that was drawn. "" at
+	// later starts: nobody knows it any more.
+	Key  string
+	Took time.Duration
+}
+
+// Validate says what is wrong with c.
+func (c *Config) Validate() error {
+	if c.Dir == "" {
+		return errors.New("a data folder is required")
+	}
+	if c.Partitions < 0 || c.Replicas < 0 || c.MinFreeBytes < 0 {
+		return errors.New("partitions, replicas and the free disk space cannot be negative")
+	}
+	if err := c.HTTP.Validate(); err != nil {
+		return fmt.Errorf("http: %w", err)
+	}
+	if len(c.Kafka.Brokers) > 0 {
+		if err := c.Kafka.Validate(); err != nil {
+			return err
+		}
+	}
+	if c.ClickHouse.DSN != "" {
+		return c.ClickHouse.Validate()
+	}
+	return nil
+}
+
+func (c *Config) layout() schemas.TopicLayout {
+	l := schemas.TopicLayout{
+		Prefix: c.Kafka.TopicPrefix, Partitions: c.Partitions, Replicas: c.Replicas, LedgerRetentionDays: 30,
+	}
+	if l.Partitions == 0 {
+		l.Partitions = 4
+	}
+	if l.Replicas == 0 {
+		l.Replicas = 1
+	}
+	return l
+}

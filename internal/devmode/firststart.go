@@ -1,0 +1,65 @@
+package devmode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"getimmutable.dev/immutable/control"
+)
+
+// DefaultWorkspace is the workspace that the first start creates.
+const DefaultWorkspace = "default"
+
+// by names the author of what `up` configures, in the ledger.
+const by = "cli:up"
+
+// firstStart makes sure that there is the workspace and, where a key was chosen, that key in it; at the very first
+// start it draws a key otherwise. It returns the key's text where it is known. Any step may have been the last before a
+// crash: each looks at what is there.
+func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, logger *slog.Logger) (key string, err error) {
+	w, err := control.NewWriter(cfg, logger)
+	if err != nil {
+		return "", err
+	}
+	s, err := w.Snapshot(ctx)
+	if err != nil {
+		return "", fmt.Errorf("reading what is configured: %w", err)
+	}
+	var workspace *control.Workspace
+	for _, ws := range s.Workspaces {
+		if ws.Name == DefaultWorkspace {
+			workspace = ws
+		}
+	}
+	if workspace == nil {
+		lanes := uint32(cfg.Partitions) //nolint:gosec // positive
+		workspace, err = w.CreateWorkspace(ctx, by, control.NewWorkspace{Name: DefaultWorkspace, Lanes: lanes})
+		if err != nil {
+			return "", fmt.Errorf("creating workspace %s: %w", DefaultWorkspace, err)
+		}
+	}
+	hash := control.HashSecret(chosen)
+	any := false
+	for _, k := range s.Keys {
+		if chosen != "" && k.Hash == hash {
+			return chosen, nil
+		}
+		any = any || k.Workspace == workspace.ID
+	}
+	if chosen == "" && any {
+		return "", nil
+	}
+	_, key, err = w.CreateKey(ctx, by, control.NewKey{
+		Workspace: workspace.ID, Name: "up", Secret: chosen,
+		Scopes: []control.Scope{control.ScopeWrite, control.ScopeRead, control.ScopeAdmin},
+	})
+	if errors.Is(err, control.ErrConflict) && chosen != "" {
+		return "", fmt.Errorf("the API key that was chosen has been used and revoked: choose another: %w", err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("creating an API key: %w", err)
+	}
+	return key, nil
+}
