@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -218,10 +219,12 @@ func BenchmarkSingle(b *testing.B) {
 func BenchmarkBatch100(b *testing.B) {
 	cluster := startBroker(b)
 	r := newRig(b, cluster, nil)
-	text := sample(b)
-	lines := bytes.Repeat(append(text, '\n'), 100)
-	array := append([]byte(`{"events":[`), bytes.Join(bytes.Split(lines[:len(lines)-1], []byte("\n")), []byte(","))...)
-	array = append(array, "]}"...)
+	texts := make([][]byte, 100)
+	for i := range texts { // of as many resources, so that they spread over the partitions
+		texts[i] = bytes.Replace(sample(b), []byte("api-gateway"), fmt.Appendf(nil, "api-gate-%02d", i), 1)
+	}
+	lines := append(bytes.Join(texts, []byte("\n")), '\n')
+	array := slices.Concat([]byte(`{"events":[`), bytes.Join(texts, []byte(",")), []byte("]}"))
 	requests := func(contentType string, body []byte) func() func() error {
 		return func() func() error {
 			c := dial(b, r.url, batchPath, contentType, r.token, body)
@@ -231,18 +234,24 @@ func BenchmarkBatch100(b *testing.B) {
 	}
 	client := cluster.Client(b, producerOptions(r.service.cfg, r.service.topic)...)
 	b.Run("raw", func(b *testing.B) {
-		record, err := event.NewBuilder().Build(r.workspace.ForEvents(), event.Input{JSON: text, RecordedAt: time.Now()})
-		if err != nil {
-			b.Fatal(err)
+		built := make([]event.Record, len(texts))
+		builder := event.NewBuilder()
+		for i, text := range texts {
+			var err error
+			built[i], err = builder.Build(r.workspace.ForEvents(), event.Input{JSON: text, RecordedAt: time.Now()})
+			if err != nil {
+				b.Fatal(err)
+			}
 		}
 		measure(b, 100, func() func() error {
 			return func() error {
-				slab := make([]kgo.Record, 100)
-				records := make([]*kgo.Record, len(slab))
-				for i := range slab {
+				now := time.Now() // a record's time stamp begins its delivery timeout
+				slab := make([]kgo.Record, len(built))
+				records := make([]*kgo.Record, len(built))
+				for i, e := range built {
 					slab[i] = kgo.Record{
-						Key: record.Key, Value: record.Value, Timestamp: record.RecordedAt,
-						Partition: event.Partition(r.workspace.ID, record.Lane, 4),
+						Key: e.Key, Value: e.Value, Timestamp: now,
+						Partition: event.Partition(r.workspace.ID, e.Lane, cluster.Layout.Partitions),
 					}
 					records[i] = &slab[i]
 				}

@@ -99,8 +99,19 @@ func TestKafkaHangs(t *testing.T) {
 	moved(t, r.service.metrics.produceErrors.WithLabelValues(reasonTimeout), 1, func() { r.unavailable(batch()) })
 	// The records of the first request may be at the broker: they stay until it answers or its connection is given up.
 	moved(t, r.service.metrics.produceErrors.WithLabelValues(reasonFull), 1, func() { r.unavailable(batch()) })
-	if n := r.service.client.BufferedProduceRecords(); n > maxLinesEvents {
-		t.Errorf("%d records are buffered", n)
+	families, err := r.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for name, most := range map[string]int{
+			"immutable_ingest_buffered_records": maxLinesEvents,
+			"immutable_ingest_buffered_bytes":   r.service.cfg.MaxBufferedBytes,
+		} {
+			if got := family.GetMetric()[0].GetGauge().GetValue(); family.GetName() == name && (got < 6000 || got > float64(most)) {
+				t.Errorf("%s is %g", name, got)
+			}
+		}
 	}
 	release()
 	r.eventually("writes are accepted again", func() bool { return batch().code == http.StatusAccepted })

@@ -25,6 +25,20 @@ type metrics struct {
 	produceErrors *prometheus.CounterVec // by reason
 }
 
+// registerBuffered shows what waits for Kafka. The functions are called when metrics are read.
+func registerBuffered(reg prometheus.Registerer, records, bytes func() float64) {
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "immutable_ingest_buffered_records",
+			Help: "Records that wait for Kafka's acknowledgement.",
+		}, records),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "immutable_ingest_buffered_bytes",
+			Help: "Keys and values of the records that wait for Kafka's acknowledgement.",
+		}, bytes),
+	)
+}
+
 func newMetrics(reg prometheus.Registerer) *metrics {
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "immutable_ingest_events_total",

@@ -54,6 +54,7 @@ type rig struct {
 	tb        testing.TB
 	kafka     *kafkatest.Cluster
 	service   *Service
+	registry  *prometheus.Registry // the service's metrics
 	view      *control.View
 	writer    *control.Writer
 	workspace *control.Workspace
@@ -114,7 +115,8 @@ func newRig(tb testing.TB, cluster *kafkatest.Cluster, change func(*Config)) *ri
 	if change != nil {
 		change(&cfg)
 	}
-	r.service, err = New(cfg, r.view, prometheus.NewRegistry(), logger)
+	r.registry = prometheus.NewRegistry()
+	r.service, err = New(cfg, r.view, r.registry, logger)
 	if err != nil {
 		tb.Fatal(err)
 	}

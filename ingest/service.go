@@ -64,7 +64,19 @@ func New(cfg Config, view *control.View, reg prometheus.Registerer, logger *slog
 	}
 	s.builders.New = func() any { return event.NewBuilder() }
 	s.running.Lock()
+	registerBuffered(reg, s.ofClient((*kgo.Client).BufferedProduceRecords), s.ofClient((*kgo.Client).BufferedProduceBytes))
 	return s, nil
+}
+
+// ofClient returns what get says of the Kafka client, and 0 while Run is not running.
+func (s *Service) ofClient(get func(*kgo.Client) int64) func() float64 {
+	return func() float64 {
+		if !s.running.TryRLock() {
+			return 0
+		}
+		defer s.running.RUnlock()
+		return float64(get(s.client))
+	}
 }
 
 // Run connects to Kafka and lets writes through until ctx ends. Then new ones are answered 503, those under way finish
