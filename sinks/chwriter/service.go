@@ -1,0 +1,450 @@
+// Package chwriter writes the ledger topic into ClickHouse, each record exactly once: the timeline into events, its
+// spine into leaves.
+package chwriter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/schemas"
+)
+
+// Writer is a member of the group immutable.clickhouse. One is enough for an installation; several share its partitions.
+type Writer struct {
+	cfg     Config
+	topic   string
+	opts    []kgo.Opt
+	logger  *slog.Logger
+	metrics *metrics
+	outages outages
+
+	// inserters are the ones that nobody has borrowed.
+	inserters chan *inserter
+	// draining is closed when Run has been asked to end.
+	draining chan struct{}
+
+	// Set by Run before it joins the group.
+	client     *kgo.Client
+	replicated bool // whether the tables are replicated
+	joined     atomic.Bool
+
+	mu         sync.Mutex
+	partitions map[int32]*partition
+	halted     map[int32]error
+}
+
+// New returns a writer that has not begun. It reads the files that cfg names.
+func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	w := &Writer{
+		cfg:        cfg,
+		topic:      cfg.Kafka.Topic(schemas.TopicLedger),
+		logger:     logger,
+		inserters:  make(chan *inserter, cfg.Inserters),
+		draining:   make(chan struct{}),
+		partitions: make(map[int32]*partition),
+		halted:     make(map[int32]error),
+	}
+	for range cfg.Inserters {
+		i, err := newInserter(cfg.ClickHouse)
+		if err != nil {
+			return nil, err
+		}
+		w.inserters <- i
+	}
+	common, err := cfg.Kafka.Options(logger)
+	if err != nil {
+		return nil, err
+	}
+	group := cfg.Kafka.Group(schemas.GroupClickHouse)
+	w.opts = append(common,
+		kgo.ConsumerGroup(group),
+		kgo.ConsumeTopics(w.topic),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.SessionTimeout(cfg.SessionTimeout),
+		kgo.HeartbeatInterval(cfg.SessionTimeout/5),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // records that are gone are a reason to halt, not to go on
+		kgo.FetchMaxBytes(cfg.FetchBytes),
+		kgo.FetchMaxPartitionBytes(cfg.FetchBytes),
+		kgo.FetchMaxWait(time.Second),
+		kgo.DisableAutoCommit(), // every commit names one partition, with metadata of ours
+		// What was polled reaches its partition's queue before the group can take the partition away: none of it goes
+		// to the queue of a later assignment.
+		kgo.BlockRebalanceOnPoll(),
+		kgo.OnOffsetsFetched(w.onOffsetsFetched),
+		kgo.OnPartitionsRevoked(w.onPartitionsGone),
+		kgo.OnPartitionsLost(w.onPartitionsGone),
+	)
+	if cfg.Instance != "" {
+		w.opts = append(w.opts, kgo.InstanceID(group+"."+cfg.Instance))
+	}
+	if err := kgo.ValidateOpts(w.opts...); err != nil {
+		return nil, fmt.Errorf("clickhouse writer: %w", err)
+	}
+	w.metrics = newMetrics(reg, w)
+	return w, nil
+}
+
+// Run writes until ctx ends, then finishes the inserts in hand, within DrainTimeout, leaves the group and returns nil.
+// Faults of Kafka's or ClickHouse's it outlasts; it returns an error only when the tables are of another version
+// (clickhouse.ErrSchemaOlder, ErrSchemaNewer, ErrSchemaChanged). It is called once.
+func (w *Writer) Run(ctx context.Context) error {
+	defer w.closeInserters()
+	if err := w.checkTables(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	client, err := kgo.NewClient(w.opts...)
+	if err != nil {
+		return fmt.Errorf("clickhouse writer: %w", err)
+	}
+	// The callbacks may come before NewClient returns to us; they wait for w.client under the lock.
+	w.mu.Lock()
+	w.client = client
+	w.mu.Unlock()
+	w.joined.Store(true)
+
+	for ctx.Err() == nil {
+		w.poll(ctx, client)
+	}
+	w.joined.Store(false)
+	w.drain()
+	client.CloseAllowingRebalance()
+	w.end(client, w.owned()) // what was assigned after drain
+	return nil
+}
+
+func (w *Writer) owned() []int32 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Keys(w.partitions))
+}
+
+// checkTables waits for ClickHouse and makes sure of its tables.
+func (w *Writer) checkTables(ctx context.Context) error {
+	conn, err := clickhouse.Open(w.cfg.ClickHouse)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	for {
+		err := clickhouse.CheckSchema(ctx, conn)
+		for _, final := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
+			if errors.Is(err, final) {
+				return err
+			}
+		}
+		if err == nil {
+			const query = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = 'events'"
+			var engine string
+			if err = conn.QueryRow(ctx, query).Scan(&engine); err == nil {
+				w.replicated = engine != "MergeTree"
+				w.outages.end(systemClickHouse)
+				return nil
+			}
+		}
+		w.outages.begin(systemClickHouse, err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+const maxPollRecords = 20_000
+
+// poll hands the records of one fetch to their partitions. It never waits for one of them.
+func (w *Writer) poll(ctx context.Context, client *kgo.Client) {
+	fetches := client.PollRecords(ctx, maxPollRecords)
+	defer client.AllowRebalance()
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		switch {
+		case f.Err == nil:
+			if p := w.partition(f.Partition); p != nil {
+				p.queue.put(f.Records, f.HighWatermark)
+			}
+		case ctx.Err() != nil || errors.Is(f.Err, kgo.ErrClientClosed):
+		case f.Topic != w.topic:
+			w.logger.WarnContext(ctx, "consuming the ledger failed, trying again", "error", f.Err)
+		case errors.Is(f.Err, kerr.OffsetOutOfRange):
+			w.halt(ctx, f.Partition, fmt.Errorf("records that were not written have gone from the topic: %w", f.Err))
+		default:
+			w.halt(ctx, f.Partition, fmt.Errorf("fetching: %w", f.Err))
+		}
+	})
+}
+
+func (w *Writer) partition(id int32) *partition {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.partitions[id]
+}
+
+// onOffsetsFetched begins with the partitions that the group has just assigned. The response has those only, and no
+// record of theirs is fetched before it returns.
+func (w *Writer) onOffsetsFetched(ctx context.Context, client *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	for _, group := range resp.Groups {
+		for _, topic := range group.Topics {
+			for _, o := range topic.Partitions {
+				if o.ErrorCode != 0 {
+					continue // not assigned; the poll reports it
+				}
+				metadata := ""
+				if o.Metadata != nil {
+					metadata = *o.Metadata
+				}
+				w.begin(ctx, client, o.Partition, o.Offset, metadata)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *Writer) begin(ctx context.Context, client *kgo.Client, id int32, committed int64, metadata string) {
+	w.end(client, []int32{id})                                    // where an assignment was begun twice
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it ends with the assignment, not with this session
+	one := map[string][]int32{w.topic: {id}}
+	p := &partition{
+		w: w, id: id, logger: w.logger.With("partition", id), cancel: cancel, done: make(chan struct{}),
+		committed: max(committed, noOffset), announced: noOffset, inTable: make(map[string]int64),
+		queue: newQueue(w.cfg.QueueBytes, committed,
+			func() { client.PauseFetchPartitions(one) }, func() { client.ResumeFetchPartitions(one) }),
+	}
+	var badMetadata error
+	if metadata != "" {
+		last, err := strconv.ParseInt(metadata, 10, 64)
+		if err != nil || last < committed {
+			badMetadata = halt("the group's offset %d has the metadata %q, which is not the end of a batch", committed, metadata)
+		}
+		p.announced = last
+	}
+	w.mu.Lock()
+	w.client = client
+	w.partitions[id] = p
+	w.mu.Unlock()
+	go func() {
+		defer close(p.done)
+		err := badMetadata
+		if err == nil {
+			err = p.run(ctx)
+		}
+		if err != nil {
+			w.halt(ctx, id, err)
+		}
+	}()
+}
+
+// onPartitionsGone ends partitions before the group may give them to another member.
+func (w *Writer) onPartitionsGone(_ context.Context, client *kgo.Client, gone map[string][]int32) {
+	w.end(client, gone[w.topic])
+}
+
+// end closes partitions and forgets them.
+func (w *Writer) end(client *kgo.Client, ids []int32) {
+	var ending []*partition
+	w.mu.Lock()
+	for _, id := range ids {
+		if p := w.partitions[id]; p != nil {
+			ending = append(ending, p)
+		}
+		delete(w.partitions, id)
+		delete(w.halted, id)
+	}
+	w.mu.Unlock()
+	for _, p := range ending {
+		p.cancel() // all, before waiting for one
+	}
+	for _, p := range ending {
+		p.close()
+	}
+	client.ResumeFetchPartitions(map[string][]int32{w.topic: ids})
+}
+
+// halt stops fetching a partition until it is assigned anew.
+func (w *Writer) halt(ctx context.Context, id int32, reason error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.halted[id] != nil {
+		return
+	}
+	w.halted[id] = reason
+	w.client.PauseFetchPartitions(map[string][]int32{w.topic: {id}})
+	w.metrics.halts.Inc()
+	w.logger.ErrorContext(ctx, "partition halted: it is not written to clickhouse any more", "partition", id, "reason", reason)
+}
+
+// drain lets every partition finish its insert and commit it.
+func (w *Writer) drain() {
+	close(w.draining)
+	w.mu.Lock()
+	ending := slices.Collect(maps.Values(w.partitions))
+	w.mu.Unlock()
+	timeout := time.NewTimer(w.cfg.DrainTimeout)
+	defer timeout.Stop()
+	for _, p := range ending {
+		select {
+		case <-p.done:
+			continue
+		case <-timeout.C:
+		}
+		break
+	}
+	for _, p := range ending {
+		p.cancel()
+	}
+	for _, p := range ending {
+		p.close()
+	}
+}
+
+// commit commits one partition's offset with metadata.
+func (w *Writer) commit(ctx context.Context, id int32, at kgo.EpochOffset, metadata string) error {
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+		if len(req.Topics) != 1 || len(req.Topics[0].Partitions) != 1 {
+			return errors.New("a commit is for one partition")
+		}
+		req.Topics[0].Partitions[0].Metadata = &metadata
+		return nil
+	})
+	var failed error
+	w.client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{w.topic: {id: at}},
+		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+			if failed = err; err != nil {
+				return
+			}
+			for _, t := range resp.Topics {
+				for _, p := range t.Partitions {
+					failed = errors.Join(failed, kerr.ErrorForCode(p.ErrorCode))
+				}
+			}
+		})
+	if failed != nil {
+		return fmt.Errorf("committing offset %d: %w", at.Offset, failed)
+	}
+	return nil
+}
+
+// startOffset returns the first offset that the topic has of a partition.
+func (w *Writer) startOffset(ctx context.Context, id int32) (int64, error) {
+	offsets, err := kadm.NewClient(w.client).ListStartOffsets(ctx, w.topic)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the topic's start: %w", err)
+	}
+	o, ok := offsets.Lookup(w.topic, id)
+	if !ok {
+		return 0, errors.New("asking for the topic's start: no answer")
+	}
+	return o.Offset, o.Err
+}
+
+// borrow waits for an inserter.
+func (w *Writer) borrow(ctx context.Context) (*inserter, error) {
+	select {
+	case i := <-w.inserters:
+		return i, nil
+	case <-ctx.Done():
+		return nil, errStopped
+	}
+}
+
+func (w *Writer) giveBack(i *inserter) { w.inserters <- i }
+
+// closeInserters runs when no partition has one.
+func (w *Writer) closeInserters() {
+	for range w.cfg.Inserters {
+		(<-w.inserters).close()
+	}
+}
+
+// Ready says what keeps records from reaching ClickHouse, nil if nothing.
+func (w *Writer) Ready(context.Context) error {
+	errs := []error{w.outages.err()}
+	if !w.joined.Load() {
+		errs = append(errs, errors.New("not consuming yet"))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(w.halted)) {
+		errs = append(errs, fmt.Errorf("ledger partition %d is halted: %w", id, w.halted[id]))
+	}
+	return errors.Join(errs...)
+}
+
+// status is what the gauges show.
+type status struct {
+	owned, halted, queuedBytes int
+	lagRecords                 int64
+	lag                        time.Duration
+}
+
+func (w *Writer) status() status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := status{owned: len(w.partitions), halted: len(w.halted)}
+	for _, p := range w.partitions {
+		q := p.queue.status()
+		s.queuedBytes += q.bytes
+		s.lagRecords += q.lag
+		if !q.oldest.IsZero() {
+			s.lag = max(s.lag, time.Since(q.oldest))
+		}
+	}
+	return s
+}
+
+// The systems that may have an outage.
+const (
+	systemKafka      = "kafka"
+	systemClickHouse = "clickhouse"
+)
+
+// outages is what does not work at the moment, by system.
+type outages struct {
+	mu      sync.Mutex
+	reasons map[string]error
+}
+
+func (o *outages) begin(system string, reason error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.reasons == nil {
+		o.reasons = make(map[string]error)
+	}
+	o.reasons[system] = reason
+}
+
+func (o *outages) end(system string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.reasons, system)
+}
+
+func (o *outages) err() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var errs []error
+	for _, system := range slices.Sorted(maps.Keys(o.reasons)) {
+		errs = append(errs, fmt.Errorf("%s: %w", system, o.reasons[system]))
+	}
+	return errors.Join(errs...)
+}
