@@ -253,8 +253,8 @@ func bodyError(err error, encoding string, limit int) error {
 	}
 }
 
-// limitBody gives the client until timeout to send its body and closes the connection of one that sends more than
-// limit bytes.
+// limitBody gives the client until timeout to send its body, of which no more than limit bytes are read. The connection
+// of one that takes longer is closed.
 func limitBody(limit int, timeout time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
