@@ -50,6 +50,9 @@ func ReadUpFile(dir string) (*UpFile, error) {
 	return f, nil
 }
 
+// Brokers of Kafka, host:port.
+func (f *UpFile) Brokers() []string { return strings.Split(f.Kafka, ",") }
+
 // write replaces up.json at once: nobody reads half of it.
 func (f *UpFile) write(dir string) error {
 	text, err := json.MarshalIndent(f, "", "  ")

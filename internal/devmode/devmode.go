@@ -56,6 +56,9 @@ func New(cfg Config, reg *prometheus.Registry, logger *slog.Logger) (*Up, error)
 // says what could not start, what has ended by itself, or what would not stop.
 func (u *Up) Run(ctx context.Context) (err error) {
 	began := time.Now()
+	if u.cfg.Dir, err = filepath.Abs(u.cfg.Dir); err != nil {
+		return fmt.Errorf("the data folder: %w", err)
+	}
 	unlock, err := lock(u.cfg.Dir)
 	if err != nil {
 		return err

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+
+	"getimmutable.dev/immutable/control"
+)
+
+type keysCmd struct {
+	Create keysCreateCmd `cmd:"" help:"Create an API key and print it: it is not shown again."`
+	List   keysListCmd   `cmd:"" help:"List API keys."`
+	Revoke keysRevokeCmd `cmd:"" help:"Revoke an API key: it stops working everywhere within a second, for ever."`
+}
+
+type keysCreateCmd struct {
+	targetFlags
+	Workspace  string        `help:"Name or id of its workspace." default:"default" placeholder:"NAME"`
+	Name       string        `help:"What it is for." required:"" placeholder:"NAME"`
+	Scopes     []string      `help:"What it may do: events:write, events:read, admin." default:"events:write,events:read" placeholder:"SCOPE,..."`
+	ExpiresIn  time.Duration `help:"When it stops working, as in 720h. Default: never." placeholder:"DURATION"`
+	AllowCIDRs []string      `name:"allow-cidrs" help:"Addresses (CIDR) that may use it. Default: any." placeholder:"CIDR,..."`
+	Secret     string        `help:"Its text, chosen: imk_sk_ and letters and digits. Default: drawn." placeholder:"KEY"`
+}
+
+// Run prints the key's text alone to standard output.
+func (c *keysCreateCmd) Run(ctx context.Context, p *process) error {
+	n := control.NewKey{Name: c.Name, Secret: c.Secret}
+	for _, s := range c.Scopes {
+		n.Scopes = append(n.Scopes, control.Scope(s))
+	}
+	for _, text := range c.AllowCIDRs {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("--allow-cidrs: %w", err)
+		}
+		n.AllowedCIDRs = append(n.AllowedCIDRs, prefix)
+	}
+	if c.ExpiresIn != 0 {
+		n.ExpiresAt = time.Now().Add(c.ExpiresIn)
+	}
+	w, err := c.writer(ctx, p.logger)
+	if err != nil {
+		return err
+	}
+	s, err := w.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("reading what is configured: %w", err)
+	}
+	ws, err := workspaceByName(s, c.Workspace)
+	if err != nil {
+		return err
+	}
+	n.Workspace = ws.ID
+	key, secret, err := w.CreateKey(ctx, author(), n)
+	if err != nil {
+		return fmt.Errorf("creating an API key: %w", err)
+	}
+	fmt.Fprintf(p.stderr, "key %s of workspace %s, shown only now:\n", uuid.UUID(key.ID), ws.Name)
+	_, err = fmt.Fprintln(p.stdout, secret)
+	return err
+}
+
+type keysListCmd struct {
+	targetFlags
+	Workspace string `help:"Name or id of a workspace. Default: all." placeholder:"NAME"`
+}
+
+// Run prints a line for each.
+func (c *keysListCmd) Run(ctx context.Context, p *process) error {
+	w, err := c.writer(ctx, p.logger)
+	if err != nil {
+		return err
+	}
+	s, err := w.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("reading what is configured: %w", err)
+	}
+	names := make(map[[16]byte]string, len(s.Workspaces))
+	for _, ws := range s.Workspaces {
+		names[ws.ID] = ws.Name
+	}
+	if c.Workspace != "" {
+		ws, err := workspaceByName(s, c.Workspace)
+		if err != nil {
+			return err
+		}
+		names = map[[16]byte]string{ws.ID: ws.Name}
+	}
+	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ID\tWORKSPACE\tNAME\tKEY\tSCOPES\tCREATED\tEXPIRES")
+	for _, k := range s.Keys {
+		workspace, ok := names[k.Workspace]
+		if !ok {
+			continue
+		}
+		scopes := make([]string, len(k.Scopes))
+		for i, s := range k.Scopes {
+			scopes[i] = string(s)
+		}
+		expires := "never"
+		if !k.ExpiresAt.IsZero() {
+			expires = k.ExpiresAt.Format(time.RFC3339)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", uuid.UUID(k.ID), workspace, k.Name, k.Hint, strings.Join(scopes, ","),
+			k.CreatedAt.Format(time.RFC3339), expires)
+	}
+	return table.Flush()
+}
+
+type keysRevokeCmd struct {
+	targetFlags
+	ID string `arg:"" help:"Its id, as keys list shows it."`
+}
+
+// Run prints nothing.
+func (c *keysRevokeCmd) Run(ctx context.Context, p *process) error {
+	id, err := uuid.Parse(c.ID)
+	if err != nil {
+		return fmt.Errorf("the id of a key: %w", err)
+	}
+	w, err := c.writer(ctx, p.logger)
+	if err != nil {
+		return err
+	}
+	s, err := w.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("reading what is configured: %w", err)
+	}
+	for _, k := range s.Keys {
+		if k.ID == id {
+			return w.RevokeKey(ctx, author(), k.Workspace, k.ID)
+		}
+	}
+	return fmt.Errorf("there is no key %s", id)
+}

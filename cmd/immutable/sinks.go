@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+
+	"getimmutable.dev/immutable/internal/httpserver"
+	"getimmutable.dev/immutable/sinks/chwriter"
+)
+
+type sinksCmd struct {
+	kafkaFlags
+	layoutFlags
+	clickhouseFlags
+	serviceFlags
+	Instance string `help:"Name of this instance, the same for as long as the installation lives and of no other: it resumes at once after a crash." placeholder:"NAME"`
+}
+
+// Run runs until a signal.
+func (c *sinksCmd) Run(ctx context.Context, p *process) error {
+	s := newService(p, c.serviceFlags)
+	cfg, tables := c.kafkaFlags.config(), c.clickhouseFlags.config()
+	layout, err := c.layout(ctx, cfg.TopicPrefix, p.logger)
+	if err != nil {
+		return err
+	}
+	if err := s.checkKafka(ctx, cfg, layout); err != nil {
+		return err
+	}
+	if err := s.checkClickHouse(ctx, tables); err != nil {
+		return err
+	}
+	writer, err := chwriter.New(chwriter.Config{Kafka: cfg, ClickHouse: tables, Instance: c.Instance}, s.reg, p.logger)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, httpserver.Config{}, nil, part{name: "clickhouse writer", run: writer.Run, ready: writer.Ready})
+}
