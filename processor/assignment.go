@@ -22,6 +22,11 @@ type assignment struct {
 	halted     map[int32]halt
 	wasRevoked bool
 	wake       context.CancelFunc // ends the poll that is on, nil if none
+	// joins that are under way or must follow; settled is closed when there are none, nil then.
+	joins   int
+	settled chan struct{}
+	// failed is why the group has gone on without this session.
+	failed error
 }
 
 // halt is why an assigned partition is not sealed.
@@ -35,10 +40,68 @@ func newAssignment(m *metrics) *assignment {
 	return &assignment{metrics: m, partitions: make(map[int32]*partition), halted: make(map[int32]halt)}
 }
 
+// join is called when the group has answered a join, whether or not it brought a partition.
 func (a *assignment) join() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.joined = true
+	a.expectJoins(max(0, a.joins-1))
+}
+
+// rejoin is called when the group asks all members to join anew, and when partitions are given up: joins more follow.
+func (a *assignment) rejoin(joins int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.expectJoins(max(joins, a.joins))
+}
+
+// expectJoins sets a.joins; a.mu is held.
+func (a *assignment) expectJoins(n int) {
+	a.joins = n
+	switch {
+	case n > 0 && a.settled == nil:
+		a.settled = make(chan struct{})
+	case n == 0 && a.settled != nil:
+		close(a.settled)
+		a.settled = nil
+	}
+}
+
+// fail ends the session with err.
+func (a *assignment) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = err
+	a.expectJoins(0)
+	if a.wake != nil {
+		a.wake()
+	}
+}
+
+// awaitJoins waits until no join is under way, and says whether that is so: ctx may end before. A transaction that is
+// open meanwhile waits with its commit for the answer, and then commits as a member of the generation before, which the
+// group refuses. An error says that the session has failed.
+func (a *assignment) awaitJoins(ctx context.Context) (settled bool, err error) {
+	a.mu.Lock()
+	wait := a.settled
+	a.mu.Unlock()
+	if wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return false, nil
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return true, a.failed
+}
+
+// joining says whether a join is under way.
+func (a *assignment) joining() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.joins > 0
 }
 
 func (a *assignment) beginTakeOver() {

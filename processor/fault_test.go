@@ -89,6 +89,7 @@ func TestFaults(t *testing.T) {
 			return kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, TopLevel: true, Err: kerr.NotCoordinator, Count: 2}
 		})},
 		{"commit takes effect, unknown error", true, func(t *testing.T, c *kafkatest.Cluster) func() int {
+			t.Helper()
 			hits := endTxnTakesEffect(t, c, func(r *kmsg.EndTxnRequest) (kmsg.Response, error) {
 				resp := r.ResponseKind().(*kmsg.EndTxnResponse)
 				resp.ErrorCode = kerr.UnknownServerError.Code
@@ -97,6 +98,7 @@ func TestFaults(t *testing.T) {
 			return func() int { return int(hits.Load()) }
 		}},
 		{"commit takes effect, connection lost", false, func(t *testing.T, c *kafkatest.Cluster) func() int {
+			t.Helper()
 			hits := endTxnTakesEffect(t, c, func(*kmsg.EndTxnRequest) (kmsg.Response, error) {
 				return nil, errors.New("connection lost")
 			})
@@ -142,10 +144,10 @@ func halts(t *testing.T, c *kafkatest.Cluster, cfg Config, want string) *running
 	if got := p.metric(t, "halted_partitions"); got != 1 {
 		t.Errorf("metric says that %v partitions are halted", got)
 	}
-	before := unsealedOf(t, c)
+	before := unsealedOf(t.Context(), t, c)
 	produce(t, c, 10_000, 200)
-	await(t, "sealing the other partitions", func(context.Context) error {
-		left := unsealedOf(t, c)
+	await(t, "sealing the other partitions", func(ctx context.Context) error {
+		left := unsealedOf(ctx, t, c)
 		if len(left) != 1 || left[1] <= before[1] {
 			return fmt.Errorf("unsealed: %v", left)
 		}
@@ -155,14 +157,14 @@ func halts(t *testing.T, c *kafkatest.Cluster, cfg Config, want string) *running
 }
 
 // unsealedOf returns how many input offsets are not sealed, for the partitions where there are any.
-func unsealedOf(t *testing.T, c *kafkatest.Cluster) map[int32]int64 {
+func unsealedOf(ctx context.Context, t *testing.T, c *kafkatest.Cluster) map[int32]int64 {
 	t.Helper()
 	admin, topic := kadm.NewClient(c.Client(t)), c.Config.Topic(schemas.TopicEvents)
-	committed, err := admin.FetchOffsets(t.Context(), c.Config.Group(schemas.GroupSeal))
+	committed, err := admin.FetchOffsets(ctx, c.Config.Group(schemas.GroupSeal))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ends, err := admin.ListEndOffsets(t.Context(), topic)
+	ends, err := admin.ListEndOffsets(ctx, topic)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,14 +208,17 @@ func TestHalts(t *testing.T) {
 		want string
 	}{
 		{"committed offset behind", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			setOffset(t, c, func(at int64) int64 { return at - 1 })
 		}, "heads comes to input offset"},
 		{"committed offset beyond the input", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			setOffset(t, c, func(at int64) int64 { return at + 1000 })
 		}, "it was truncated"},
 		{"no committed offset", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			var offset kadm.TopicsSet
 			offset.Add(c.Config.Topic(schemas.TopicEvents), 1)
@@ -222,17 +227,21 @@ func TestHalts(t *testing.T) {
 			}
 		}, "the group has committed none"},
 		{"a stranger's leaf", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			c.Produce(t, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1, Value: []byte("x")})
 		}, "ledger has a leaf at offset"},
 		{"a leaf before there was any", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			c.Produce(t, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1, Value: []byte("x")})
 		}, "ledger has a leaf at offset"},
 		{"a stranger's head", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			c.Produce(t, &kgo.Record{Topic: schemas.TopicHeads, Partition: 1, Key: []byte("k"), Value: []byte("x")})
 		}, "is no ChainHead"},
 		{"unsealed input deleted", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			sealSome(t, c)
 			produce(t, c, 2000, 1000)
 			end := c.Fake.PartitionInfo(c.Config.Topic(schemas.TopicEvents), 1).HighWatermark
@@ -241,6 +250,7 @@ func TestHalts(t *testing.T) {
 			}
 		}, "were deleted before they were sealed"},
 		{"input deleted before the first start", func(t *testing.T, c *kafkatest.Cluster) {
+			t.Helper()
 			produce(t, c, 0, 100)
 			if err := c.Fake.DeleteRecords(c.Config.Topic(schemas.TopicEvents), 1, 1); err != nil {
 				t.Fatal(err)
@@ -323,8 +333,8 @@ func TestHaltsWhenInputIsLost(t *testing.T) {
 		return nil
 	})
 	produce(t, c, 500, 500)
-	await(t, "sealing the other partitions", func(context.Context) error {
-		if left := unsealedOf(t, c); len(left) != 1 || left[1] == 0 {
+	await(t, "sealing the other partitions", func(ctx context.Context) error {
+		if left := unsealedOf(ctx, t, c); len(left) != 1 || left[1] == 0 {
 			return fmt.Errorf("unsealed: %v", left)
 		}
 		return nil

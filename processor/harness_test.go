@@ -11,14 +11,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"go.uber.org/goleak"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // deadline is how long a test waits for what must happen. It is never reached when all is well.
 const deadline = 30 * time.Second

@@ -44,6 +44,8 @@ const (
 	// metadataWait is how soon the client asks again who leads a partition: a leader that fails must be replaced, and the
 	// new one found, within TransactionTimeout.
 	metadataWait = 250 * time.Millisecond
+	// rebalanceTimeout is how long the group waits for its members to join anew.
+	rebalanceTimeout = time.Minute
 	// leaveTimeout bounds leaving the group.
 	leaveTimeout = 5 * time.Second
 	// consumerHeartbeats in a session timeout.
@@ -98,6 +100,7 @@ func (s *session) options(p *Processor) []kgo.Opt {
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.SessionTimeout(c.SessionTimeout),
 		kgo.HeartbeatInterval(c.SessionTimeout / consumerHeartbeats),
+		kgo.RebalanceTimeout(rebalanceTimeout),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.DisableAutoCommit(),
 
@@ -120,8 +123,9 @@ func (s *session) options(p *Processor) []kgo.Opt {
 
 		kgo.OnPartitionsAssigned(s.assigned),
 		kgo.OnPartitionsRevoked(s.revoked),
-		kgo.OnPartitionsLost(s.revoked),
+		kgo.OnPartitionsLost(s.gone),
 		kgo.AdjustFetchOffsetsFn(s.takeOver),
+		kgo.WithHooks(s),
 	})
 	if c.Instance != "" {
 		opts = append(opts, kgo.InstanceID(c.Instance))
@@ -167,13 +171,21 @@ func (s *session) run(ctx context.Context) error {
 
 // turn waits for input and seals a transaction of it.
 func (s *session) turn(ctx context.Context) error {
+	joined, cancel := context.WithTimeout(ctx, rebalanceTimeout)
+	settled, err := s.owned.awaitJoins(joined)
+	cancel()
+	if err != nil {
+		return err
+	}
 	fetches, err := s.poll(s.owned.untilRevoked(ctx), idlePoll, s.cfg.TransactionRecords)
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
-	if s.owned.takeRevoked() {
-		// A partition was given up since the last transaction: GroupTransactSession will not let the next one commit,
-		// whether or not it has to do with the partition. Ending nothing clears that, and rewinds what was just polled.
+	// A rebalance may have gone first. If a partition was given up, GroupTransactSession will not let the next
+	// transaction commit, whether or not it has to do with the partition; if a join is under way, the group will not.
+	// Ending nothing clears the one, and rewinds what was just polled for both.
+	revoked := s.owned.takeRevoked()
+	if revoked || (settled && s.owned.joining() && fetches.NumRecords() > 0) {
 		if _, err := s.group.End(ctx, kgo.TryAbort); err != nil {
 			return fmt.Errorf("settling a rebalance: %w", err)
 		}
@@ -205,8 +217,21 @@ func (s *session) poll(ctx context.Context, wait time.Duration, limit int) (kgo.
 
 func (s *session) assigned(context.Context, *kgo.Client, map[string][]int32) { s.owned.join() }
 
-// revoked runs beside the loop, between two transactions. It must not end one: GroupTransactSession holds the lock that
-// End needs.
+// revoked runs beside the loop, between two transactions: when the members are asked to join anew, with no partitions,
+// and after that if the answer was to give some up, which takes another join. It must not end a transaction:
+// GroupTransactSession holds the lock that End needs.
 func (s *session) revoked(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+	numbers := partitions[s.cfg.Kafka.Topic(schemas.TopicEvents)]
+	s.owned.rejoin(1 + min(1, len(numbers)))
+	s.owned.drop(numbers)
+}
+
+// gone runs beside the loop when the group has gone on without this member.
+func (s *session) gone(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
 	s.owned.drop(partitions[s.cfg.Kafka.Topic(schemas.TopicEvents)])
+}
+
+// OnGroupManageError implements kgo.HookGroupManageError. The client would join anew; a new session does.
+func (s *session) OnGroupManageError(err error) {
+	s.owned.fail(fmt.Errorf("being a member of the group: %w", err))
 }
