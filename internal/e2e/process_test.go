@@ -54,7 +54,7 @@ func start(t *testing.T, name string, env []string, program string, args ...stri
 	t.Cleanup(func() {
 		p.killGroup(t)
 		if t.Failed() {
-			t.Logf("%s %v ended with %v; the end of its output:\n%s", name, args, p.cmd.ProcessState, p.tail(40))
+			t.Logf("%s %v ended with %v; the end of its output:\n%s", name, args, p.cmd.ProcessState, p.tail(30))
 		}
 	})
 	return p
@@ -66,6 +66,9 @@ func (p *process) tail(lines int) string {
 		return err.Error()
 	}
 	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	for i, line := range all {
+		all[i] = line[:min(len(line), 600)] // a child's output can be in it
+	}
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 

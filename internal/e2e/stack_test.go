@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,6 +39,7 @@ const (
 // stack is a running Immutable with its engines. Tests know it by its address, its key and where its topics and tables
 // are, whichever processes it consists of.
 type stack struct {
+	t *testing.T // the processes live as long as this test, whichever part of it starts them
 	// processes in the order of their start; one for `up`.
 	processes []*process
 	key       string
@@ -45,8 +47,8 @@ type stack struct {
 	binary    string
 	env       []string
 	args      []string
-	in        installation
-	addr      atomic.Pointer[string]
+	stale     atomic.Pointer[os.FileInfo] // of the up.json that the last start left
+	acks      []string                    // paths of the acknowledgement logs of every load so far
 	transport *http.Transport
 }
 
@@ -63,14 +65,14 @@ type upFile struct {
 // newUp prepares `immutable up` on a directory of its own. It is not started.
 func newUp(t *testing.T, binary, data string) *stack {
 	t.Helper()
-	s := &stack{key: testKey, data: data, binary: binary}
+	s := &stack{t: t, key: testKey, data: data, binary: binary}
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			addr := s.addr.Load()
-			if addr == nil {
-				return nil, errors.New("not started yet")
+			f, err := s.upFile()
+			if err != nil {
+				return nil, err
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, *addr)
+			return (&net.Dialer{}).DialContext(ctx, network, strings.TrimPrefix(f.HTTP, "http://"))
 		},
 		MaxIdleConnsPerHost: 32,
 	}
@@ -82,20 +84,17 @@ func newUp(t *testing.T, binary, data string) *stack {
 func up(t *testing.T) *stack {
 	t.Helper()
 	s := newUp(t, immutable(t), t.TempDir())
-	s.start(t)
+	s.start()
 	s.ready(t)
 	return s
 }
 
 // start starts the processes and does not wait for them. env is added to that of this start only.
-func (s *stack) start(t *testing.T, env ...string) {
-	t.Helper()
-	if err := os.Remove(filepath.Join(s.data, "up.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
+func (s *stack) start(env ...string) {
+	s.forget()
 	args := append([]string{"up", "--addr=127.0.0.1:0", "--data=" + s.data}, s.args...)
 	all := append([]string{"IMMUTABLE_API_KEY=" + s.key, "IMMUTABLE_LIBCHDB=" + os.Getenv("IMMUTABLE_LIBCHDB")}, s.env...)
-	s.processes = []*process{start(t, "up", append(all, env...), s.binary, args...)}
+	s.processes = []*process{start(s.t, "up", append(all, env...), s.binary, args...)}
 }
 
 var errEnded = errors.New("ended before it was ready")
@@ -112,9 +111,6 @@ func (s *stack) awaitReady(t *testing.T) error {
 				ended = true
 				return nil
 			}
-		}
-		if err := s.readUpFile(); err != nil {
-			return err
 		}
 		status, _, body, err := s.do(ctx, http.MethodGet, "http://immutable.test/readyz", nil, nil)
 		if err != nil {
@@ -138,35 +134,47 @@ func (s *stack) ready(t *testing.T) {
 	}
 }
 
-func (s *stack) readUpFile() error {
-	b, err := os.ReadFile(filepath.Join(s.data, "up.json"))
+// forget makes the up.json of the last start count for nothing.
+func (s *stack) forget() {
+	if info, err := os.Stat(filepath.Join(s.data, "up.json")); err == nil {
+		s.stale.Store(&info)
+	}
+}
+
+// upFile reads what the running `up` wrote.
+func (s *stack) upFile() (*upFile, error) {
+	path := filepath.Join(s.data, "up.json")
+	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("not started yet: %w", err)
 	}
-	var f upFile
-	if err := json.Unmarshal(b, &f); err != nil {
-		return fmt.Errorf("up.json: %w", err)
+	if stale := s.stale.Load(); stale != nil && os.SameFile(*stale, info) {
+		return nil, errors.New("not started yet: up.json is that of the last start")
 	}
-	addr := f.HTTP
-	if u, err := url.Parse(f.HTTP); err == nil && u.Host != "" {
-		addr = u.Host
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
 	}
-	s.addr.Store(&addr)
-	s.in.brokers, s.in.prefix = []string{f.Kafka}, schemas.DefaultTopicPrefix
-	return nil
+	f := new(upFile)
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, fmt.Errorf("up.json: %w", err)
+	}
+	return f, nil
+}
+
+func (s *stack) mustUpFile(t *testing.T) *upFile {
+	t.Helper()
+	f, err := s.upFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // clickhouse connects to the tables.
 func (s *stack) clickhouse(t *testing.T) driver.Conn {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(s.data, "up.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var f upFile
-	if err := json.Unmarshal(b, &f); err != nil {
-		t.Fatal(err)
-	}
+	f := s.mustUpFile(t)
 	dsn := url.URL{
 		Scheme: "clickhouse", Host: f.ClickHouseNative, Path: "/" + f.Database,
 		User: url.UserPassword(f.ClickHouseUser, f.ClickHousePassword),
@@ -178,14 +186,16 @@ func (s *stack) clickhouse(t *testing.T) driver.Conn {
 	return conn
 }
 
-// check fails the test unless everything holds that was promised, and there is at least something.
-func (s *stack) check(t *testing.T, minLeaves int, ackLogs ...string) *report {
+// check fails the test unless everything holds that was promised to every load so far, and there are at least minLeaves
+// leaves.
+func (s *stack) check(t *testing.T, minLeaves int) *report {
 	t.Helper()
 	conn := s.clickhouse(t)
 	defer conn.Close()
-	in := s.in
-	in.clickhouse = conn
-	return mustHold(t, in, minLeaves, ackLogs...)
+	in := installation{
+		brokers: []string{s.mustUpFile(t).Kafka}, prefix: schemas.DefaultTopicPrefix, clickhouse: conn,
+	}
+	return mustHold(t, in, minLeaves, s.acks...)
 }
 
 // kill ends every process at once.
@@ -292,7 +302,8 @@ type load struct {
 // need different seeds.
 func (s *stack) startLoad(t *testing.T, gen loadgen.Config, client loadgen.ClientConfig, n int) *load {
 	t.Helper()
-	l := &load{acks: filepath.Join(t.TempDir(), "acknowledged")}
+	l := &load{acks: filepath.Join(s.t.TempDir(), "acknowledged")}
+	s.acks = append(s.acks, l.acks)
 	log, err := loadgen.OpenAckLog(l.acks)
 	if err != nil {
 		t.Fatal(err)
@@ -305,10 +316,10 @@ func (s *stack) startLoad(t *testing.T, gen loadgen.Config, client loadgen.Clien
 	if l.Client, err = loadgen.NewClient(client, generator, log); err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithCancel(s.t.Context())
 	l.stop = stop
 	l.done.Go(func() { l.err = l.Run(ctx, n) })
-	t.Cleanup(func() {
+	s.t.Cleanup(func() {
 		stop()
 		l.done.Wait()
 		_ = log.Close()
