@@ -57,7 +57,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return fmt.Errorf("query: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	err = clickhouse.CheckSchema(ctx, conn)
+	err = s.checkSchema(ctx, conn)
 	for _, fatal := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
 		if errors.Is(err, fatal) {
 			return fmt.Errorf("query: %w", err)
@@ -79,5 +79,11 @@ func (s *Service) Ready(ctx context.Context) error {
 		return errStopped
 	}
 	defer s.running.RUnlock()
-	return clickhouse.CheckSchema(ctx, s.conn)
+	return s.checkSchema(ctx, s.conn)
+}
+
+func (s *Service) checkSchema(ctx context.Context, conn driver.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
+	defer cancel()
+	return clickhouse.CheckSchema(ctx, conn)
 }
