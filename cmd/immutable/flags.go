@@ -166,7 +166,7 @@ func (f *targetFlags) writer(ctx context.Context, logger *slog.Logger) (*control
 		return nil, fmt.Errorf("asking Kafka at %v for topic %s: %w", cfg.Brokers, events, err)
 	}
 	return control.NewWriter(control.WriterConfig{
-		Kafka: cfg, MasterKey: key, Partitions: int32(len(topics[events].Partitions)), //nolint:gosec // at most 65,536
+		Kafka: cfg, MasterKey: key, Partitions: int32(len(topics[events].Partitions)),
 	}, logger)
 }
 

@@ -17,7 +17,7 @@ type processorCmd struct {
 // Run runs until a signal.
 func (c *processorCmd) Run(ctx context.Context, p *process) error {
 	s := newService(p, c.serviceFlags)
-	cfg := c.kafkaFlags.config()
+	cfg := c.config()
 	layout, err := c.layout(ctx, cfg.TopicPrefix, p.logger)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ type topicsCmd struct {
 type topicsFlags struct {
 	kafkaFlags
 	layoutFlags
-	Data string `help:"Data folder of a running immutable up, whose topics have 4 partitions; instead of --kafka." placeholder:"DIR"`
+	Data string `help:"Data folder of a running immutable up, which knows its partitions and replicas; instead of --kafka." placeholder:"DIR"`
 }
 
 type topicsCreateCmd struct{ topicsFlags }
@@ -43,11 +43,14 @@ func (f *topicsFlags) do(
 	if err != nil {
 		return err
 	}
-	if f.Data != "" { // the layout of `up`
-		f.Partitions, f.AllowSingleReplica = 4, true
-	}
-	layout, err := f.layout(ctx, cfg.TopicPrefix, p.logger)
-	if err != nil {
+	var layout schemas.TopicLayout
+	if f.Data != "" {
+		up, err := target.upFile()
+		if err != nil {
+			return err
+		}
+		layout = up.Layout()
+	} else if layout, err = f.layout(ctx, cfg.TopicPrefix, p.logger); err != nil {
 		return err
 	}
 	cl, err := newClient(cfg, p.logger)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -41,7 +42,7 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 	up, err := devmode.New(devmode.Config{
 		Dir: c.Data, HTTP: httpserver.Config{Addr: c.Addr, TLSCertFile: c.TLSCert, TLSKeyFile: c.TLSKey}, Kafka: c.Kafkas.config(),
 		Partitions: c.Partitions, Replicas: c.Replicas, ClickHouse: tables, Library: c.Libchdb, APIKey: c.APIKey,
-		MinFreeBytes: c.MinFreeMiB << 20, Started: func(s devmode.Started) { announce(p.stdout, s) },
+		MinFreeBytes: c.MinFreeMiB << 20, Started: func(s devmode.Started) { announce(p.stdout, s, c.APIKey) },
 	}, telemetry.NewRegistry(), p.logger)
 	if err != nil {
 		return err
@@ -49,14 +50,16 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 	return up.Run(ctx)
 }
 
-func announce(w io.Writer, s devmode.Started) {
-	key := s.Key
-	fmt.Fprintf(w, "Immutable is up at %s (%v).\n", s.URL, s.Took.Round(10*time.Millisecond))
-	if key == "" {
-		key = "YOUR_KEY"
-		fmt.Fprintln(w, "The API key was printed at the first start; `bin/immutable keys create --data ./data --name NAME` makes another.")
-	} else {
-		fmt.Fprintf(w, "API key of workspace %s (shown only now): %s\n", devmode.DefaultWorkspace, key)
+func announce(w io.Writer, s devmode.Started, chosen string) {
+	key := cmp.Or(s.DrawnKey, chosen, "YOUR_KEY")
+	fmt.Fprintf(w, "Immutable is up at %s after %v.\n", s.URL, s.Took.Round(10*time.Millisecond))
+	switch {
+	case s.DrawnKey != "":
+		fmt.Fprintf(w, "API key of workspace %s, shown only this once: %s\n", devmode.DefaultWorkspace, key)
+	case chosen != "":
+		fmt.Fprintf(w, "API key of workspace %s, as chosen: %s\n", devmode.DefaultWorkspace, key)
+	default:
+		fmt.Fprintln(w, "The first start printed an API key; `immutable keys create --data DIR --name NAME` makes another.")
 	}
 	fmt.Fprintf(w, `
 Report a change:

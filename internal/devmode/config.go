@@ -3,6 +3,7 @@
 package devmode
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -44,10 +45,10 @@ type Config struct {
 // Started is what a user wants to know when everything runs.
 type Started struct {
 	URL string // of the API: http://127.0.0.1:8080
-	// Key is the text of an API key: the one that was asked for or, at the first start, the one that was drawn. "" at
-	// later starts: nobody knows it any more.
-	Key  string
-	Took time.Duration
+	// DrawnKey is the text of the API key that the first start drew. "" at later starts, where nobody knows it any more,
+	// and where one was chosen.
+	DrawnKey string
+	Took     time.Duration
 }
 
 // Validate says what is wrong with c.
@@ -72,15 +73,12 @@ func (c *Config) Validate() error {
 	return nil
 }
 
+// ledgerRetentionDays is how long the ledger topic keeps what has long been in ClickHouse.
+const ledgerRetentionDays = 30
+
 func (c *Config) layout() schemas.TopicLayout {
-	l := schemas.TopicLayout{
-		Prefix: c.Kafka.TopicPrefix, Partitions: c.Partitions, Replicas: c.Replicas, LedgerRetentionDays: 30,
+	return schemas.TopicLayout{
+		Prefix: c.Kafka.TopicPrefix, Partitions: cmp.Or(c.Partitions, 4), Replicas: cmp.Or(c.Replicas, 1),
+		LedgerRetentionDays: ledgerRetentionDays,
 	}
-	if l.Partitions == 0 {
-		l.Partitions = 4
-	}
-	if l.Replicas == 0 {
-		l.Replicas = 1
-	}
-	return l
 }

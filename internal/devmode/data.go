@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/schemas"
 )
 
 // Names within the data folder.
@@ -35,11 +36,13 @@ type UpFile struct {
 	ClickHousePassword string `json:"clickhouse_password"`
 	Database           string `json:"database"`
 	TopicPrefix        string `json:"topic_prefix"`
+	Partitions         int32  `json:"partitions"`
+	Replicas           int16  `json:"replicas"`
 }
 
 // ReadUpFile reads up.json of a data folder; fs.ErrNotExist where no `up` has ever run.
 func ReadUpFile(dir string) (*UpFile, error) {
-	text, err := os.ReadFile(filepath.Join(dir, upFile))
+	text, err := os.ReadFile(filepath.Join(dir, upFile)) //nolint:gosec // a file of ours
 	if err != nil {
 		return nil, fmt.Errorf("reading what `immutable up` wrote: %w", err)
 	}
@@ -52,6 +55,13 @@ func ReadUpFile(dir string) (*UpFile, error) {
 
 // Brokers of Kafka, host:port.
 func (f *UpFile) Brokers() []string { return strings.Split(f.Kafka, ",") }
+
+// Layout of the topics.
+func (f *UpFile) Layout() schemas.TopicLayout {
+	return schemas.TopicLayout{
+		Prefix: f.TopicPrefix, Partitions: f.Partitions, Replicas: f.Replicas, LedgerRetentionDays: ledgerRetentionDays,
+	}
+}
 
 // write replaces up.json at once: nobody reads half of it.
 func (f *UpFile) write(dir string) error {
@@ -88,7 +98,7 @@ func lock(dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data folder: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // a file of ours
 	if err != nil {
 		return nil, fmt.Errorf("locking the data folder: %w", err)
 	}

@@ -68,7 +68,7 @@ func (u *Up) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, parts.Stop(stopLimit)) }()
 	if err := u.start(ctx, parts, began); err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // asked to stop while starting: whatever failed, failed because of that
+			return nil // asked to stop while starting: whatever failed, failed because of that
 		}
 		return err
 	}
@@ -88,7 +88,8 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 	if err != nil {
 		return err
 	}
-	now := &UpFile{TopicPrefix: u.cfg.Kafka.TopicPrefix}
+	layout := u.cfg.layout()
+	now := &UpFile{TopicPrefix: layout.Prefix, Partitions: layout.Partitions, Replicas: layout.Replicas}
 
 	// Both engines start at the same time; a start is mostly ClickHouse's.
 	tables := make(chan error, 1)
@@ -113,8 +114,7 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 		return err
 	}
 
-	layout := u.cfg.layout()
-	key, err := firstStart(ctx, control.WriterConfig{
+	drawn, err := firstStart(ctx, control.WriterConfig{
 		Kafka: kafkaConfig, MasterKey: masterKey, Partitions: layout.Partitions,
 	}, u.cfg.APIKey, u.logger)
 	if err != nil {
@@ -131,7 +131,7 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 		return err
 	}
 	if u.cfg.Started != nil {
-		u.cfg.Started(Started{URL: now.HTTP, Key: key, Took: time.Since(began)})
+		u.cfg.Started(Started{URL: now.HTTP, DrawnKey: drawn, Took: time.Since(began)})
 	}
 	return nil
 }
@@ -275,7 +275,37 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	parts.Start(ctx, "query", timeline.Run)           // answers reads until HTTP has drained
 	parts.Start(ctx, "ingest", door.Run)              // accepts events until HTTP has drained
 	parts.Start(ctx, "http", web.Run)                 // stops first: no new work, then the requests in hand
+	// "It is up" is not said before the first event would be accepted. Sealing may begin later.
+	for _, ready := range []func(context.Context) error{door.Ready, timeline.Ready} {
+		if err := await(ctx, parts, ready); err != nil {
+			return nil, err
+		}
+	}
 	return web, nil
+}
+
+// readyTimeout is for the services to be ready once the engines are.
+const readyTimeout = 30 * time.Second
+
+// await waits until ready returns nil, or a part has ended.
+func await(ctx context.Context, parts *actors.Group, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		pause, stop := context.WithTimeout(ctx, 10*time.Millisecond)
+		ended := parts.Wait(pause)
+		stop()
+		if ended != nil {
+			return ended
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("waiting for the services: %w", err)
+		}
+	}
 }
 
 // url is what a user types: the address as bound, or this machine's where all addresses are.

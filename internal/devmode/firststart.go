@@ -16,9 +16,9 @@ const DefaultWorkspace = "default"
 const by = "cli:up"
 
 // firstStart makes sure that there is the workspace and, where a key was chosen, that key in it; at the very first
-// start it draws a key otherwise. It returns the key's text where it is known. Any step may have been the last before a
+// start it draws a key otherwise, whose text it returns. Any step may have been the last before a
 // crash: each looks at what is there.
-func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, logger *slog.Logger) (key string, err error) {
+func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, logger *slog.Logger) (drawn string, err error) {
 	w, err := control.NewWriter(cfg, logger)
 	if err != nil {
 		return "", err
@@ -34,24 +34,24 @@ func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, lo
 		}
 	}
 	if workspace == nil {
-		lanes := uint32(cfg.Partitions) //nolint:gosec // positive
+		lanes := uint32(cfg.Partitions)
 		workspace, err = w.CreateWorkspace(ctx, by, control.NewWorkspace{Name: DefaultWorkspace, Lanes: lanes})
 		if err != nil {
 			return "", fmt.Errorf("creating workspace %s: %w", DefaultWorkspace, err)
 		}
 	}
 	hash := control.HashSecret(chosen)
-	any := false
+	hasKey := false
 	for _, k := range s.Keys {
 		if chosen != "" && k.Hash == hash {
-			return chosen, nil
+			return "", nil
 		}
-		any = any || k.Workspace == workspace.ID
+		hasKey = hasKey || k.Workspace == workspace.ID
 	}
-	if chosen == "" && any {
+	if chosen == "" && hasKey {
 		return "", nil
 	}
-	_, key, err = w.CreateKey(ctx, by, control.NewKey{
+	_, secret, err := w.CreateKey(ctx, by, control.NewKey{
 		Workspace: workspace.ID, Name: "up", Secret: chosen,
 		Scopes: []control.Scope{control.ScopeWrite, control.ScopeRead, control.ScopeAdmin},
 	})
@@ -61,5 +61,8 @@ func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, lo
 	if err != nil {
 		return "", fmt.Errorf("creating an API key: %w", err)
 	}
-	return key, nil
+	if chosen != "" {
+		return "", nil
+	}
+	return secret, nil
 }

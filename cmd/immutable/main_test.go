@@ -1,0 +1,119 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"immutable": main})
+}
+
+// TestScripts runs testdata/script/*.txtar: what a user types, and what comes of it. In a script, `kafka` starts a broker
+// and sets KAFKA to its address, `started` waits for a file, `revoke` revokes a workspace's only key; LIBCHDB is the path of the embedded ClickHouse's library.
+func TestScripts(t *testing.T) {
+	var library string
+	if !testing.Short() {
+		library = clickhousetest.Library(t)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Condition: func(cond string) (bool, error) {
+			return cond == "clickhouse" && library != "", nil
+		},
+		Setup: func(env *testscript.Env) error {
+			env.Vars = append(env.Vars, "LIBCHDB="+library)
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"kafka": func(ts *testscript.TestScript, _ bool, _ []string) {
+				fake, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(ts.MkAbs("kafka")))
+				ts.Check(err)
+				ts.Defer(fake.Close)
+				ts.Setenv("KAFKA", fake.ListenAddrs()[0])
+			},
+			"started": started,
+			"revoke":  revoke,
+		},
+	})
+}
+
+// started waits for a file: `up` writes up.json when it serves.
+func started(ts *testscript.TestScript, _ bool, args []string) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(time.Minute)
+	for {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			ts.Fatalf("%s has not come within a minute", args[0])
+		}
+	}
+}
+
+// revoke revokes the only key of a workspace.
+func revoke(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec("immutable", "keys", "list", "--data", "data", "--workspace", args[0]))
+	lines := strings.Split(strings.TrimSpace(ts.ReadFile("stdout")), "\n")
+	id, _, _ := strings.Cut(lines[len(lines)-1], " ")
+	ts.Check(ts.Exec("immutable", "keys", "revoke", "--data", "data", id))
+}
+
+// TestPrecedence: a flag goes before the environment, and that before the file.
+func TestPrecedence(t *testing.T) {
+	cluster := kafkatest.Start(t)
+	file := filepath.Join(t.TempDir(), "settings.yaml")
+	text := "kafka: [127.0.0.1:1]\npartitions: 12\nallow-single-replica: true\nlog-level: error\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := []string{"topics", "check", "--config", file}
+	if code := run(append(check, "--kafka", cluster.Config.Brokers[0])); code != exitFailure {
+		t.Errorf("12 partitions from the file: exit code %d", code)
+	}
+	if code := run(append(check, "--kafka", cluster.Config.Brokers[0], "--partitions", "4")); code != 0 {
+		t.Errorf("a flag before the file: exit code %d", code)
+	}
+	t.Setenv("IMMUTABLE_KAFKA", cluster.Config.Brokers[0])
+	t.Setenv("IMMUTABLE_PARTITIONS", "4")
+	if code := run(check); code != 0 {
+		t.Errorf("the environment before the file: exit code %d", code)
+	}
+	if code := run(append(check, "--partitions", "5")); code != exitFailure {
+		t.Errorf("a flag before the environment: exit code %d", code)
+	}
+	t.Setenv("IMMUTABLE_CONFIG", file)
+	if code := run([]string{"topics", "check"}); code != 0 {
+		t.Errorf("the file from the environment: exit code %d", code)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want int
+	}{
+		{[]string{"version"}, 0},
+		{[]string{"topics", "check"}, exitFailure},
+		{[]string{"frobnicate"}, exitUsage},
+		{[]string{"up", "--frobnicate"}, exitUsage},
+		{[]string{"topics", "check", "--config", "missing.yaml"}, exitUsage},
+	} {
+		if got := run(tc.args); got != tc.want {
+			t.Errorf("%v: exit code %d, want %d", tc.args, got, tc.want)
+		}
+	}
+}
