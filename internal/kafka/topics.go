@@ -12,12 +12,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/schemas"
 )
 
-// createdTimeout is how long a created topic may take to be known to the broker that is asked, with a leader for each
-// partition; Kafka creates topics asynchronously.
+// createdTimeout is how long a created topic may take to be known to every broker, with a leader for each partition.
 const createdTimeout = 30 * time.Second
 
 // TopicsError says that the topics of a cluster are not what this version needs.
@@ -51,28 +51,21 @@ func CreateTopics(ctx context.Context, cl *kgo.Client, topics []schemas.Topic) e
 			return fmt.Errorf("creating topic %s: %w", t.Name, err)
 		}
 	}
-	if err := awaitTopics(ctx, admin, topics); err != nil {
+	if err := awaitTopics(ctx, cl, topics); err != nil {
 		return err
 	}
 	return CheckTopics(ctx, cl, topics)
 }
 
-// awaitTopics waits until all topics are known and each partition has a leader.
-func awaitTopics(ctx context.Context, admin *kadm.Client, topics []schemas.Topic) error {
+// awaitTopics waits until every broker knows all topics, with a leader for each partition. Brokers learn of a topic one
+// by one: whoever asks another than the one that was asked last, as CheckTopics does, may be told that it is missing.
+func awaitTopics(ctx context.Context, cl *kgo.Client, topics []schemas.Topic) error {
 	ctx, cancel := context.WithTimeout(ctx, createdTimeout)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		details, err := admin.ListTopics(ctx, names(topics)...)
-		if err == nil {
-			err = details.Error()
-		}
-		for _, d := range details {
-			for _, p := range d.Partitions {
-				err = errors.Join(err, p.Err)
-			}
-		}
+		err := known(ctx, cl, topics)
 		if err == nil {
 			return nil
 		}
@@ -82,6 +75,38 @@ func awaitTopics(ctx context.Context, admin *kadm.Client, topics []schemas.Topic
 		case <-tick.C:
 		}
 	}
+}
+
+// known says what the brokers do not know of topics.
+func known(ctx context.Context, cl *kgo.Client, topics []schemas.Topic) error {
+	cluster, err := kadm.NewClient(cl).BrokerMetadata(ctx)
+	if err != nil {
+		return err
+	}
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range names(topics) {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = &name
+		req.Topics = append(req.Topics, t)
+	}
+	var errs []error
+	for _, broker := range cluster.Brokers {
+		answer, err := cl.Broker(int(broker.NodeID)).RetriableRequest(ctx, req)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("asking broker %d: %w", broker.NodeID, err))
+			continue
+		}
+		for _, t := range answer.(*kmsg.MetadataResponse).Topics {
+			err := kerr.ErrorForCode(t.ErrorCode)
+			for _, p := range t.Partitions {
+				err = errors.Join(err, kerr.ErrorForCode(p.ErrorCode))
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("broker %d: topic %s: %w", broker.NodeID, *t.Topic, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // CheckTopics returns nil if every topic exists with the partition count, the replication and the configs that it must
