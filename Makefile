@@ -45,7 +45,7 @@ race: deps ## run the quick tests under the race detector (needs a C compiler)
 .PHONY: lint
 lint: ## check style and architecture (golangci-lint, protobuf, formatting)
 	$(TOOL) golangci-lint run ./...
-	cd schemas && ../node_modules/.bin/buf lint
+	cd schemas && ../node_modules/@bufbuild/buf-linux-x64/bin/buf lint
 
 .PHONY: fmt
 fmt: ## format everything

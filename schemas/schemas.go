@@ -4,7 +4,7 @@ package schemas
 
 import "embed"
 
-//go:generate sh -c "../node_modules/.bin/buf generate --template buf.gen.yaml ."
+//go:generate sh -c "../node_modules/@bufbuild/buf-linux-x64/bin/buf generate --template buf.gen.yaml ."
 
 // Migrations holds the ClickHouse migrations, clickhouse/NNNN_name.sql, applied in the order of their numbers.
 // Statements end with a semicolon at the end of a line. A file that has been released never changes.
