@@ -43,8 +43,8 @@ func TestCrashPoints(t *testing.T) {
 				s.start(fmt.Sprintf("IMMUTABLE_CRASH_AT=%s:%d", point.name, hit))
 				seed := uint64(10_000 + 100*i + j)
 				l := s.startLoad(t, loadgen.Config{Seed: seed, KeyedPercent: 100}, loadgen.ClientConfig{EventsPerRequest: 20}, 1_000_000)
-				if state := s.processes[0].wait(t, time.Minute); !killedBy(state, syscall.SIGKILL) {
-					t.Fatalf("%s:%d: ended with %v:\n%s", point.name, hit, state, s.processes[0].tail(40))
+				if state := s.process.wait(t, time.Minute); !killedBy(state, syscall.SIGKILL) {
+					t.Fatalf("%s:%d: ended with %v:\n%s", point.name, hit, state, s.process.tail(40))
 				}
 				s.start()
 				s.ready(t)
@@ -79,16 +79,16 @@ func TestRandomKills(t *testing.T) {
 		}
 		timer := time.NewTimer(time.Duration(r.Int64N(int64(1500 * time.Millisecond))))
 		<-timer.C
-		if !s.processes[0].running() {
-			t.Fatalf("ended by itself:\n%s", s.processes[0].tail(40))
+		if !s.process.running() {
+			t.Fatalf("ended by itself:\n%s", s.process.tail(40))
 		}
 		if r.IntN(2) == 0 {
 			s.kill(t)
 			continue
 		}
 		// The main process alone: its child must notice.
-		s.processes[0].signal(t, syscall.SIGKILL)
-		s.processes[0].wait(t, stopLimit)
+		s.process.signal(t, syscall.SIGKILL)
+		s.process.wait(t, stopLimit)
 	}
 	s.start()
 	s.ready(t)

@@ -26,9 +26,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	s := newUp(t, immutable(t), data)
 	t.Cleanup(func() {
-		for _, p := range s.processes {
-			p.killGroup(t)
-		}
+		s.kill(t)
 		if err := syscall.Unmount(data, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmounting: %v", err)
 		}

@@ -70,6 +70,16 @@ func built(t *testing.T, build func() (string, error)) string {
 	return path
 }
 
+// library returns the path of the embedded ClickHouse.
+func library(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(clickhousetest.Library(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // long skips a test of more than a few seconds in a short run.
 func long(t *testing.T) {
 	t.Helper()

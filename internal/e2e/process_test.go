@@ -111,6 +111,15 @@ func (p *process) wait(t *testing.T, limit time.Duration) *os.ProcessState {
 	}
 }
 
+// stop asks the process to end, and fails the test unless it does so cleanly and in time.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	p.signal(t, syscall.SIGTERM)
+	if state := p.wait(t, stopLimit); state.ExitCode() != 0 {
+		t.Fatalf("%s ended with %v:\n%s", p.name, state, p.tail(40))
+	}
+}
+
 // killedBy says whether a signal ended the process.
 func killedBy(state *os.ProcessState, sig syscall.Signal) bool {
 	status, ok := state.Sys().(syscall.WaitStatus)

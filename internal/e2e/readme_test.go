@@ -38,12 +38,16 @@ func TestREADME(t *testing.T) {
 	run := func() *process {
 		s.forget()
 		p := start(t, "make-run", []string{"IMMUTABLE_ADDR=127.0.0.1:0"}, "sh", "-euc", "cd '"+folder+"' && "+blocks[0])
-		s.processes = []*process{p}
+		s.process = p
 		s.ready(t)
 		return p
 	}
 	sh := func(block string) string {
-		block = strings.ReplaceAll(block, "http://127.0.0.1:8080", s.mustUpFile(t).HTTP)
+		f, err := s.upFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		block = strings.ReplaceAll(block, "http://127.0.0.1:8080", f.HTTP)
 		cmd := exec.CommandContext(t.Context(), "sh", "-euc", block)
 		cmd.Dir = folder
 		out, err := cmd.CombinedOutput()
@@ -93,7 +97,7 @@ func copyProject(t *testing.T) string {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	folder, err := os.MkdirTemp(cache, "readme-")
+	folder, err := os.MkdirTemp(cache, "readme-") //nolint:usetesting // hard links need the project's file system
 	if err != nil {
 		t.Fatal(err)
 	}

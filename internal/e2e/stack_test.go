@@ -4,18 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,56 +21,53 @@ import (
 
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/loadgen"
-	"getimmutable.dev/immutable/schemas"
 )
 
 const (
 	testKey = "imk_sk_e2e0000000000000000000000000000000000"
-	// baseURL names no real host: a stack's client connects to wherever the stack is at the moment, so that a load goes
+	// The hosts are not real: a stack's client connects to wherever its services are at the moment, so that a load goes
 	// on over restarts.
-	baseURL = "http://immutable.test/api/v1"
+	ingestHost = "ingest.immutable.test"
+	queryHost  = "query.immutable.test"
+	writeURL   = "http://" + ingestHost + "/api/v1"
+	readURL    = "http://" + queryHost + "/api/v1"
 	// startLimit is for a start on a busy machine; it is never reached when all is well.
 	startLimit = 60 * time.Second
 	stopLimit  = 20 * time.Second
 )
 
-// stack is a running Immutable with its engines. Tests know it by its address, its key and where its topics and tables
-// are, whichever processes it consists of.
+// stack is a running Immutable with its engines. Tests know it by its API and by where its topics and tables are,
+// whichever processes it consists of.
 type stack struct {
-	t *testing.T // the processes live as long as this test, whichever part of it starts them
-	// processes in the order of their start; one for `up`.
-	processes []*process
+	t         *testing.T // the processes live as long as this test, whichever part of it starts them
 	key       string
-	data      string
-	binary    string
-	env       []string
-	args      []string
-	stale     atomic.Pointer[os.FileInfo] // of the up.json that the last start left
-	acks      []string                    // paths of the acknowledgement logs of every load so far
 	transport *http.Transport
+	// engines says where the topics and tables are at the moment.
+	engines func() (engines, error)
+	acks    []string // paths of the acknowledgement logs of every load so far
 }
 
-// upFile is DATA/up.json.
-type upFile struct {
-	HTTP               string `json:"http"`
-	Kafka              string `json:"kafka"`
-	ClickHouseNative   string `json:"clickhouse_native"`
-	ClickHouseUser     string `json:"clickhouse_user"`
-	ClickHousePassword string `json:"clickhouse_password"`
-	Database           string `json:"database"`
+// engines are a Kafka and a ClickHouse.
+type engines struct {
+	brokers []string
+	prefix  string
+	dsn     string
 }
 
-// newUp prepares `immutable up` on a directory of its own. It is not started.
-func newUp(t *testing.T, binary, data string) *stack {
+// newStack returns a stack whose services are where address says at the moment.
+func newStack(t *testing.T, address func(host string) (string, error), where func() (engines, error)) *stack {
 	t.Helper()
-	s := &stack{t: t, key: testKey, data: data, binary: binary}
+	s := &stack{t: t, key: testKey, engines: where}
 	s.transport = &http.Transport{
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			f, err := s.upFile()
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			host, _, err := net.SplitHostPort(addr)
 			if err != nil {
 				return nil, err
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, strings.TrimPrefix(f.HTTP, "http://"))
+			if addr, err = address(host); err != nil {
+				return nil, err
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
 		},
 		MaxIdleConnsPerHost: 32,
 	}
@@ -80,106 +75,20 @@ func newUp(t *testing.T, binary, data string) *stack {
 	return s
 }
 
-// up starts `immutable up` on an empty directory and waits until it is ready.
-func up(t *testing.T) *stack {
+// where returns the engines of a running stack.
+func (s *stack) where(t *testing.T) engines {
 	t.Helper()
-	s := newUp(t, immutable(t), t.TempDir())
-	s.start()
-	s.ready(t)
-	return s
-}
-
-// start starts the processes and does not wait for them. env is added to that of this start only.
-func (s *stack) start(env ...string) {
-	s.forget()
-	args := append([]string{"up", "--addr=127.0.0.1:0", "--data=" + s.data}, s.args...)
-	all := append([]string{"IMMUTABLE_API_KEY=" + s.key, "IMMUTABLE_LIBCHDB=" + os.Getenv("IMMUTABLE_LIBCHDB")}, s.env...)
-	s.processes = []*process{start(s.t, "up", append(all, env...), s.binary, args...)}
-}
-
-var errEnded = errors.New("ended before it was ready")
-
-// awaitReady waits until every service answers that it is ready; errEnded when a process ended first.
-func (s *stack) awaitReady(t *testing.T) error {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
-	defer cancel()
-	ended := false
-	err := poll(ctx, func() error {
-		for _, p := range s.processes {
-			if !p.running() {
-				ended = true
-				return nil
-			}
-		}
-		status, _, body, err := s.do(ctx, http.MethodGet, "http://immutable.test/readyz", nil, nil)
-		if err != nil {
-			return err
-		}
-		if status != http.StatusOK {
-			return fmt.Errorf("readyz: %d %s", status, body)
-		}
-		return nil
-	})
-	if ended {
-		return errEnded
-	}
-	return err
-}
-
-func (s *stack) ready(t *testing.T) {
-	t.Helper()
-	if err := s.awaitReady(t); err != nil {
-		t.Fatalf("waiting until immutable is ready: %v", err)
-	}
-}
-
-// forget makes the up.json of the last start count for nothing.
-func (s *stack) forget() {
-	if info, err := os.Stat(filepath.Join(s.data, "up.json")); err == nil {
-		s.stale.Store(&info)
-	}
-}
-
-// upFile reads what the running `up` wrote.
-func (s *stack) upFile() (*upFile, error) {
-	path := filepath.Join(s.data, "up.json")
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("not started yet: %w", err)
-	}
-	if stale := s.stale.Load(); stale != nil && os.SameFile(*stale, info) {
-		return nil, errors.New("not started yet: up.json is that of the last start")
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	f := new(upFile)
-	if err := json.Unmarshal(b, f); err != nil {
-		return nil, fmt.Errorf("up.json: %w", err)
-	}
-	return f, nil
-}
-
-func (s *stack) mustUpFile(t *testing.T) *upFile {
-	t.Helper()
-	f, err := s.upFile()
+	e, err := s.engines()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f
+	return e
 }
 
 // clickhouse connects to the tables.
 func (s *stack) clickhouse(t *testing.T) driver.Conn {
 	t.Helper()
-	f := s.mustUpFile(t)
-	dsn := url.URL{
-		Scheme: "clickhouse", Host: f.ClickHouseNative, Path: "/" + f.Database,
-		User: url.UserPassword(f.ClickHouseUser, f.ClickHousePassword),
-	}
-	conn, err := clickhouse.Open(clickhouse.Config{DSN: dsn.String()})
+	conn, err := clickhouse.Open(clickhouse.Config{DSN: s.where(t).dsn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,31 +101,9 @@ func (s *stack) check(t *testing.T, minLeaves int) *report {
 	t.Helper()
 	conn := s.clickhouse(t)
 	defer conn.Close()
-	in := installation{
-		brokers: []string{s.mustUpFile(t).Kafka}, prefix: schemas.DefaultTopicPrefix, clickhouse: conn,
-	}
+	e := s.where(t)
+	in := installation{brokers: e.brokers, prefix: e.prefix, clickhouse: conn}
 	return mustHold(t, in, minLeaves, s.acks...)
-}
-
-// kill ends every process at once.
-func (s *stack) kill(t *testing.T) {
-	t.Helper()
-	for _, p := range s.processes {
-		p.killGroup(t)
-	}
-}
-
-// stop asks every process to end, in the reverse of the order of their start, and fails the test unless each does so
-// cleanly and in time.
-func (s *stack) stop(t *testing.T) {
-	t.Helper()
-	for i := len(s.processes) - 1; i >= 0; i-- {
-		p := s.processes[i]
-		p.signal(t, syscall.SIGTERM)
-		if state := p.wait(t, stopLimit); state.ExitCode() != 0 {
-			t.Fatalf("%s ended with %v:\n%s", p.name, state, p.tail(40))
-		}
-	}
 }
 
 // do sends a request with the stack's key and returns the whole answer.
@@ -231,9 +118,7 @@ func (s *stack) do(ctx context.Context, method, target string, header http.Heade
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	resp, err := (&http.Client{Transport: s.transport}).Do(req)
 	if err != nil {
 		return 0, nil, nil, err
@@ -252,7 +137,7 @@ func (s *stack) get(t *testing.T, path string, query url.Values, v any) {
 }
 
 func (s *stack) tryGet(ctx context.Context, path string, query url.Values, v any) error {
-	status, _, body, err := s.do(ctx, http.MethodGet, baseURL+path+"?"+query.Encode(), nil, nil)
+	status, _, body, err := s.do(ctx, http.MethodGet, readURL+path+"?"+query.Encode(), nil, nil)
 	if err != nil {
 		return err
 	}
@@ -268,7 +153,7 @@ func (s *stack) tryGet(ctx context.Context, path string, query url.Values, v any
 // post sends one event and returns its id.
 func (s *stack) post(t *testing.T, body []byte) string {
 	t.Helper()
-	status, _, answer, err := s.do(t.Context(), http.MethodPost, baseURL+"/events", nil, body)
+	status, _, answer, err := s.do(t.Context(), http.MethodPost, writeURL+"/events", nil, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +197,7 @@ func (s *stack) startLoad(t *testing.T, gen loadgen.Config, client loadgen.Clien
 	if err != nil {
 		t.Fatal(err)
 	}
-	client.BaseURL, client.APIKey, client.Transport = baseURL, s.key, s.transport
+	client.BaseURL, client.APIKey, client.Transport = writeURL, s.key, s.transport
 	if l.Client, err = loadgen.NewClient(client, generator, log); err != nil {
 		t.Fatal(err)
 	}
@@ -356,4 +241,29 @@ func (l *load) acknowledges(t *testing.T, n int64) {
 		}
 		return nil
 	})
+}
+
+// cli runs a command to its end and returns what it printed. args are strings and lists of strings.
+func (s *stack) cli(t *testing.T, args ...any) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), immutable(t), flattenArgs(args)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, &stderr)
+	}
+	return strings.TrimSpace(stdout.String())
+}
+
+// flattenArgs makes one list of strings and lists of strings.
+func flattenArgs(args []any) (flat []string) {
+	for _, a := range args {
+		switch a := a.(type) {
+		case string:
+			flat = append(flat, a)
+		case []string:
+			flat = append(flat, a...)
+		}
+	}
+	return flat
 }

@@ -25,6 +25,7 @@ func TestUp(t *testing.T) {
 	t.Run("fixtures", func(t *testing.T) { posted += postFixtures(t, s, "events") })
 	t.Run("fixtures of the clients", func(t *testing.T) { posted += postFixtures(t, s, "events-sdk") })
 	t.Run("unknown paths", func(t *testing.T) { unknownPaths(t, s) })
+	t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, "--data="+s.data) })
 	t.Run("second start on the same data", func(t *testing.T) {
 		p := start(t, "second-up", nil, s.binary, "up", "--addr=127.0.0.1:0", "--data="+s.data)
 		if state := p.wait(t, startLimit); state.ExitCode() != 1 || !strings.Contains(p.tail(20), s.data) {
@@ -59,7 +60,8 @@ func TestUp(t *testing.T) {
 }
 
 // postFixtures posts the five bodies as they are and reads the history of one resource.
-func postFixtures(t *testing.T, s *stack, folder string) (posted int) {
+func postFixtures(t *testing.T, s *upStack, folder string) (posted int) {
+	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(root, "schemas/testdata/fixtures", folder, "*.json"))
 	if err != nil || len(paths) != 5 {
 		t.Fatalf("%d fixtures: %v", len(paths), err)
@@ -136,7 +138,8 @@ func checkShape(t *testing.T, got map[string]any, id string, sent map[string]any
 	}
 }
 
-func unknownPaths(t *testing.T, s *stack) {
+func unknownPaths(t *testing.T, s *upStack) {
+	t.Helper()
 	for _, tc := range []struct {
 		method, path, code string
 		status             int
@@ -145,7 +148,7 @@ func unknownPaths(t *testing.T, s *stack) {
 		{http.MethodPost, "/api/v1/nowhere", "not_found", 404},
 		{http.MethodDelete, "/api/v1/events", "", 405},
 	} {
-		status, header, body, err := s.do(t.Context(), tc.method, "http://immutable.test"+tc.path, nil, nil)
+		status, header, body, err := s.do(t.Context(), tc.method, "http://"+queryHost+tc.path, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +161,8 @@ func unknownPaths(t *testing.T, s *stack) {
 }
 
 // walkWhileWriting reads every page while events go in before, between and after what the first page began with.
-func walkWhileWriting(t *testing.T, s *stack) {
+func walkWhileWriting(t *testing.T, s *upStack) {
+	t.Helper()
 	config := loadgen.Config{Seed: 601, KeyedPercent: 30, PastPercent: 60, Now: time.Now().UTC().Truncate(time.Microsecond)}
 	before := s.startLoad(t, config, loadgen.ClientConfig{}, 2_000)
 	before.finish(t)
@@ -245,8 +249,9 @@ func (s *stack) readable(t *testing.T, acks string) {
 }
 
 // clickhouseDown stops the embedded ClickHouse, first so that it hangs, then for good.
-func clickhouseDown(t *testing.T, s *stack) {
-	pid, err := s.processes[0].child("chdb-server")
+func clickhouseDown(t *testing.T, s *upStack) {
+	t.Helper()
+	pid, err := s.process.child("chdb-server")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +270,7 @@ func clickhouseDown(t *testing.T, s *stack) {
 		t.Errorf("while clickhouse was down: %+v", stats)
 	}
 	s.ready(t)
-	if again, err := s.processes[0].child("chdb-server"); err != nil || again == pid {
+	if again, err := s.process.child("chdb-server"); err != nil || again == pid {
 		t.Errorf("clickhouse is process %d, which was killed: %v", again, err)
 	}
 	s.readable(t, l.acks)

@@ -16,7 +16,7 @@ func TestVolume(t *testing.T) {
 	long(t)
 	events := int(envUint(t, "IMMUTABLE_SOAK_EVENTS", inSoak(1_000_000, 20_000)))
 	s := up(t)
-	t.Logf("resident memory of immutable, idle: %s", s.processes[0].resident(t))
+	t.Logf("resident memory of immutable, idle: %s", s.process.resident(t))
 	config := loadgen.Config{Seed: 1, KeyedPercent: 30, PastPercent: 20, Now: time.Now().UTC().Truncate(time.Microsecond)}
 	began := time.Now()
 	l := s.startLoad(t, config, loadgen.ClientConfig{Format: loadgen.NDJSON, EventsPerRequest: 500, Concurrency: 4}, events)
@@ -28,7 +28,7 @@ func TestVolume(t *testing.T) {
 			return nil
 		})
 		t.Logf("%3d %% accepted after %v, resident memory %s", 10*(tenth+1), time.Since(began).Round(time.Millisecond),
-			s.processes[0].resident(t))
+			s.process.resident(t))
 	}
 	l.finish(t)
 	accepted := time.Since(began)
@@ -49,7 +49,7 @@ func TestVolume(t *testing.T) {
 		accepted.Round(time.Millisecond), float64(events)/accepted.Seconds(),
 		stored.Round(time.Millisecond), float64(events)/stored.Seconds())
 	t.Logf("check: %s", s.check(t, events))
-	t.Logf("resident memory after the check: %s", s.processes[0].resident(t))
+	t.Logf("resident memory after the check: %s", s.process.resident(t))
 }
 
 // resident returns the process's own resident memory as the kernel writes it, without its children's.

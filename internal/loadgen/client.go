@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Format is how events are put into requests.
@@ -50,6 +52,8 @@ type ClientConfig struct {
 	Concurrency int
 	// RequestTimeout of one attempt, default 30 s.
 	RequestTimeout time.Duration
+	// EventsPerSecond bounds the rate of all requests together; 0 means no bound.
+	EventsPerSecond int
 	// Transport, default a new one with a connection for each request in flight.
 	Transport http.RoundTripper
 }
@@ -85,8 +89,8 @@ func (c *ClientConfig) Validate() error {
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = 30 * time.Second
 	}
-	if c.Concurrency < 1 || c.RequestTimeout < 0 {
-		return errors.New("concurrency and request timeout must be positive")
+	if c.Concurrency < 1 || c.RequestTimeout < 0 || c.EventsPerSecond < 0 {
+		return errors.New("concurrency, request timeout and rate must be positive")
 	}
 	if c.Transport == nil {
 		c.Transport = &http.Transport{MaxIdleConnsPerHost: c.Concurrency, IdleConnTimeout: 30 * time.Second}
@@ -116,6 +120,7 @@ type Client struct {
 	cfg  ClientConfig
 	http *http.Client
 	acks *AckLog
+	rate *rate.Limiter
 
 	genMu sync.Mutex
 	gen   *Generator
@@ -128,7 +133,14 @@ func NewClient(cfg ClientConfig, gen *Generator, acks *AckLog) (*Client, error) 
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("load client: %w", err)
 	}
-	return &Client{cfg: cfg, http: &http.Client{Transport: cfg.Transport}, gen: gen, acks: acks}, nil
+	limit := rate.Inf
+	if cfg.EventsPerSecond > 0 {
+		limit = rate.Limit(cfg.EventsPerSecond)
+	}
+	return &Client{
+		cfg: cfg, http: &http.Client{Transport: cfg.Transport}, gen: gen, acks: acks,
+		rate: rate.NewLimiter(limit, cfg.EventsPerRequest),
+	}, nil
 }
 
 // Stats may be called at any time.
@@ -154,6 +166,9 @@ func (c *Client) Run(ctx context.Context, events int) error {
 				n := min(int64(c.cfg.EventsPerRequest), left.Add(-int64(c.cfg.EventsPerRequest))+int64(c.cfg.EventsPerRequest))
 				if n <= 0 {
 					return
+				}
+				if c.rate.WaitN(ctx, int(n)) != nil {
+					return // ctx has ended
 				}
 				w.fill(int(n))
 				if err := w.deliver(ctx); err != nil {

@@ -64,7 +64,7 @@ func New(cfg Config) (*Generator, error) {
 	defaultTo(&cfg.Resources, 2_000)
 	defaultTo(&cfg.Actors, 1_000)
 	defaultTo(&cfg.Sessions, 5_000)
-	r := rand.New(rand.NewPCG(cfg.Seed, 0x1e3a_77b1))                              //nolint:gosec // a stream must be reproducible from its seed
+	r := rand.New(rand.NewPCG(cfg.Seed, 0x1e3a_77b1)) //nolint:gosec // a stream must be reproducible from its seed
 	zipf := func(n int) *rand.Zipf { return rand.NewZipf(r, 1.1, 8, uint64(n-1)) }
 	return &Generator{
 		cfg:       cfg,
