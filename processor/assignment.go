@@ -17,7 +17,7 @@ type assignment struct {
 
 	mu         sync.Mutex
 	joined     bool
-	takingOver int // take-overs under way
+	pending    map[int32]bool // assigned, and not taken over yet
 	partitions map[int32]*partition
 	halted     map[int32]halt
 	wasRevoked bool
@@ -37,14 +37,19 @@ type halt struct {
 }
 
 func newAssignment(m *metrics) *assignment {
-	return &assignment{metrics: m, partitions: make(map[int32]*partition), halted: make(map[int32]halt)}
+	return &assignment{
+		metrics: m, pending: make(map[int32]bool), partitions: make(map[int32]*partition), halted: make(map[int32]halt),
+	}
 }
 
-// join is called when the group has answered a join, whether or not it brought a partition.
-func (a *assignment) join() {
+// join is called when the group has answered a join, with the partitions that it brought, if any.
+func (a *assignment) join(added []int32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.joined = true
+	for _, n := range added {
+		a.pending[n] = true
+	}
 	a.expectJoins(max(0, a.joins-1))
 }
 
@@ -104,26 +109,20 @@ func (a *assignment) joining() bool {
 	return a.joins > 0
 }
 
-func (a *assignment) beginTakeOver() {
+// takenOver hands over what a take-over came to.
+func (a *assignment) takenOver(partitions map[int32]*partition, halted map[int32]halt) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.joined = true
-	a.takingOver++
-}
-
-// endTakeOver hands over what a take-over came to; both are nil where it was cut short.
-func (a *assignment) endTakeOver(partitions map[int32]*partition, halted map[int32]halt) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.takingOver--
 	for n, p := range partitions {
 		// In place of whatever is there: the state of a partition that went away and came back is never used again.
 		a.partitions[n] = p
 		delete(a.halted, n)
+		delete(a.pending, n)
 	}
 	for n, h := range halted {
-		delete(a.partitions, n)
 		a.halted[n] = h
+		delete(a.partitions, n)
+		delete(a.pending, n)
 	}
 	a.observe()
 }
@@ -131,7 +130,7 @@ func (a *assignment) endTakeOver(partitions map[int32]*partition, halted map[int
 // drop forgets partitions that were revoked or lost.
 //
 // GroupTransactSession leaves out this call where a second rebalance follows the first before the loop has seen that.
-// What is left over then is memory, until the partition comes back or the session ends: endTakeOver replaces it before a
+// What is left over then is memory, until the partition comes back or the session ends: takenOver replaces it before a
 // record of it can be delivered.
 func (a *assignment) drop(numbers []int32) {
 	if len(numbers) == 0 {
@@ -140,6 +139,7 @@ func (a *assignment) drop(numbers []int32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range numbers {
+		delete(a.pending, n)
 		delete(a.partitions, n)
 		delete(a.halted, n)
 		a.metrics.forget(n)
@@ -229,8 +229,8 @@ func (a *assignment) ready() error {
 	for _, n := range slices.Sorted(maps.Keys(a.halted)) {
 		errs = append(errs, fmt.Errorf("seal: partition %d is halted: %w", n, a.halted[n].reason))
 	}
-	if a.takingOver > 0 {
-		errs = append(errs, errors.New("seal: taking partitions over"))
+	if len(a.pending) > 0 {
+		errs = append(errs, fmt.Errorf("seal: taking over partitions %v", slices.Sorted(maps.Keys(a.pending))))
 	}
 	return errors.Join(errs...)
 }

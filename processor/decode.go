@@ -54,6 +54,14 @@ const (
 
 	required = 1<<fieldID | 1<<fieldKind | 1<<fieldWorkspace | 1<<fieldIncarnation | 1<<fieldLanes | 1<<fieldRecordedAt |
 		1<<fieldSeed | 1<<fieldBody | 1<<fieldFieldCount | 1<<fieldBodyRoot
+
+	// Fields by what they hold. Lists are text; all but varints are of wire type bytes.
+	varints = 1<<fieldKeyed | 1<<fieldKind | 1<<fieldLane | 1<<fieldLanes | 1<<fieldRecordedAt | 1<<fieldFieldCount |
+		1<<fieldOccurredAt
+	lists = 1<<fieldTargetTypes | 1<<fieldTargetIDs | 1<<fieldFlags | 1<<fieldMetadataKeys | 1<<fieldMetadataValues
+	texts = lists | (1<<(fieldLastText+1) - 1<<fieldFirstText) | 1<<fieldRequestID | 1<<fieldTraceparent
+	known = varints | texts | 1<<fieldID | 1<<fieldWorkspace | 1<<fieldIncarnation | 1<<fieldSeed | 1<<fieldBody |
+		1<<fieldBodyRoot
 )
 
 var errTruncated = errors.New("not a protobuf message")
@@ -64,25 +72,34 @@ var errTruncated = errors.New("not a protobuf message")
 // know are let through, as a newer producer may write them; groups are not.
 func walk(b []byte) (facts, error) {
 	var (
-		f     facts
-		seen  uint64 // bit n: field n occurred
-		lists [fieldMetadataValues + 1]int
+		f       facts
+		seen    uint64  // bit n: field n occurred
+		entries [64]int // of a list
 	)
 	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		// Nearly all numbers of a record have one byte: they are read without a call.
+		tag, n := uint64(b[0]), 1
+		if tag >= 0x80 {
+			tag, n = protowire.ConsumeVarint(b)
+		}
+		num, typ := protowire.DecodeTag(tag)
+		if n < 0 || n == len(b) || num < protowire.MinValidNumber || num > protowire.MaxValidNumber {
 			return f, errTruncated
 		}
 		b = b[n:]
-		var (
-			value []byte
-			x     uint64
-		)
+		x := uint64(b[0])
+		if n = 1; x >= 0x80 {
+			x, n = protowire.ConsumeVarint(b)
+		}
+		var value []byte
 		switch typ {
 		case protowire.VarintType:
-			x, n = protowire.ConsumeVarint(b)
 		case protowire.BytesType:
-			value, n = protowire.ConsumeBytes(b)
+			if n < 0 || x > uint64(len(b)-n) {
+				return f, errTruncated
+			}
+			value = b[n : n+int(x)]
+			n += int(x)
 		case protowire.Fixed32Type, protowire.Fixed64Type:
 			n = protowire.ConsumeFieldValue(num, typ, b)
 		default:
@@ -93,110 +110,99 @@ func walk(b []byte) (facts, error) {
 		}
 		b = b[n:]
 
-		want, repeats := shape(num)
-		if want < 0 {
+		bit := uint64(1) << min(num, 63)
+		switch {
+		case known&bit == 0:
 			continue
-		}
-		if typ != want {
+		case typ == protowire.VarintType && varints&bit != 0:
+			if seen&bit != 0 {
+				return f, fmt.Errorf("field %d occurs twice", num)
+			}
+			if err := f.setNumber(num, x); err != nil {
+				return f, err
+			}
+		case typ != protowire.BytesType || varints&bit != 0:
 			return f, fmt.Errorf("field %d has wire type %d", num, typ)
+		default:
+			if lists&bit != 0 {
+				entries[num&63]++
+			} else if seen&bit != 0 {
+				return f, fmt.Errorf("field %d occurs twice", num)
+			}
+			if texts&bit != 0 {
+				if !utf8.Valid(value) {
+					return f, fmt.Errorf("field %d is not UTF-8", num)
+				}
+			} else if err := f.setBytes(num, value); err != nil {
+				return f, err
+			}
 		}
-		if repeats {
-			lists[num]++
-		} else if seen&(1<<num) != 0 {
-			return f, fmt.Errorf("field %d occurs twice", num)
-		}
-		seen |= 1 << num
-		if err := f.set(num, value, x); err != nil {
-			return f, err
-		}
+		seen |= bit
 	}
 	switch {
 	case seen&required != required:
 		return f, fmt.Errorf("fields are missing: have %#x", seen)
 	case f.lane >= f.lanes:
 		return f, fmt.Errorf("lane %d of %d", f.lane, f.lanes)
-	case lists[fieldTargetTypes] != lists[fieldTargetIDs]:
-		return f, fmt.Errorf("%d target types, %d target ids", lists[fieldTargetTypes], lists[fieldTargetIDs])
-	case lists[fieldMetadataKeys] != lists[fieldMetadataValues]:
-		return f, fmt.Errorf("%d metadata keys, %d metadata values", lists[fieldMetadataKeys], lists[fieldMetadataValues])
+	case entries[fieldTargetTypes] != entries[fieldTargetIDs]:
+		return f, fmt.Errorf("%d target types, %d target ids", entries[fieldTargetTypes], entries[fieldTargetIDs])
+	case entries[fieldMetadataKeys] != entries[fieldMetadataValues]:
+		return f, fmt.Errorf("%d metadata keys, %d metadata values", entries[fieldMetadataKeys], entries[fieldMetadataValues])
 	}
 	return f, nil
 }
 
-// shape returns a field's wire type, -1 for one that is not known, and whether it may occur more than once.
-func shape(num protowire.Number) (typ protowire.Type, repeats bool) {
+// setNumber takes in a field of wire type varint.
+func (f *facts) setNumber(num protowire.Number, x uint64) error {
+	low, high := uint64(0), uint64(math.MaxUint64)
 	switch num {
-	case fieldKeyed, fieldKind, fieldLane, fieldLanes, fieldRecordedAt, fieldFieldCount, fieldOccurredAt:
-		return protowire.VarintType, false
-	case fieldID, fieldWorkspace, fieldIncarnation, fieldSeed, fieldBody, fieldBodyRoot, fieldRequestID, fieldTraceparent:
-		return protowire.BytesType, false
-	case fieldTargetTypes, fieldTargetIDs, fieldFlags, fieldMetadataKeys, fieldMetadataValues:
-		return protowire.BytesType, true
-	default:
-		if num >= fieldFirstText && num <= fieldLastText {
-			return protowire.BytesType, false
-		}
-		return -1, false
-	}
-}
-
-// set takes in one field, of which b or x is the value.
-func (f *facts) set(num protowire.Number, b []byte, x uint64) error {
-	switch num {
-	case fieldID:
-		return fixed(f.id[:], num, b)
-	case fieldWorkspace:
-		return fixed(f.workspace[:], num, b)
-	case fieldIncarnation:
-		return fixed(f.incarnation[:], num, b)
-	case fieldSeed:
-		var seed [16]byte
-		return fixed(seed[:], num, b)
-	case fieldBodyRoot:
-		return fixed(f.bodyRoot[:], num, b)
 	case fieldKeyed:
-		f.keyed = x == 1
-		return within(num, x, 0, 1)
+		f.keyed, high = x == 1, 1
 	case fieldKind:
-		f.kind = recordpb.Kind(uint8(x))
 		// A genesis is the processor's own.
-		return within(num, x, uint64(recordpb.Kind_KIND_EVENT), uint64(recordpb.Kind_KIND_NOTE))
+		f.kind, low, high = recordpb.Kind(uint8(x)), uint64(recordpb.Kind_KIND_EVENT), uint64(recordpb.Kind_KIND_NOTE)
 	case fieldLane:
-		f.lane = uint32(x)
-		return within(num, x, 0, math.MaxUint32)
+		f.lane, high = uint32(x), math.MaxUint32
 	case fieldLanes:
-		f.lanes = uint32(x)
-		return within(num, x, 1, math.MaxUint32)
+		f.lanes, low, high = uint32(x), 1, math.MaxUint32
 	case fieldRecordedAt:
-		f.recordedAt = int64(x)
-		return within(num, x, 1, maxRecordedAt)
+		f.recordedAt, low, high = int64(x), 1, maxRecordedAt
 	case fieldFieldCount:
-		f.fieldCount = uint16(x)
-		return within(num, x, 1, math.MaxUint16)
-	case fieldBody:
-		if len(b) == 0 {
-			return fmt.Errorf("field %d is empty", num)
-		}
-	case fieldOccurredAt:
-	default:
-		if !utf8.Valid(b) {
-			return fmt.Errorf("field %d is not UTF-8", num)
-		}
+		f.fieldCount, low, high = uint16(x), 1, math.MaxUint16
+	default: // occurred_at
+	}
+	if x < low || x > high {
+		return fmt.Errorf("field %d is %d, must be %d to %d", num, x, low, high)
 	}
 	return nil
 }
 
-func fixed(dst []byte, num protowire.Number, b []byte) error {
+// setBytes takes in a field of wire type bytes that is not text.
+func (f *facts) setBytes(num protowire.Number, b []byte) error {
+	var (
+		seed [16]byte
+		dst  []byte
+	)
+	switch num {
+	case fieldID:
+		dst = f.id[:]
+	case fieldWorkspace:
+		dst = f.workspace[:]
+	case fieldIncarnation:
+		dst = f.incarnation[:]
+	case fieldSeed:
+		dst = seed[:]
+	case fieldBodyRoot:
+		dst = f.bodyRoot[:]
+	default: // body
+		if len(b) == 0 {
+			return fmt.Errorf("field %d is empty", num)
+		}
+		return nil
+	}
 	if len(b) != len(dst) {
 		return fmt.Errorf("field %d has %d bytes, must have %d", num, len(b), len(dst))
 	}
 	copy(dst, b)
-	return nil
-}
-
-func within(num protowire.Number, x, low, high uint64) error {
-	if x < low || x > high {
-		return fmt.Errorf("field %d is %d, must be %d to %d", num, x, low, high)
-	}
 	return nil
 }

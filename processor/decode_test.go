@@ -50,7 +50,7 @@ func TestWalkRefuses(t *testing.T) {
 		{"text not UTF-8", with(protowire.AppendString(protowire.AppendTag(nil, 21, protowire.BytesType), "\xff")...), "field 21 is not UTF-8"},
 		{"wrong wire type", with(protowire.AppendVarint(protowire.AppendTag(nil, 22, protowire.VarintType), 1)...), "wire type 0"},
 		{"field twice", with(protowire.AppendVarint(protowire.AppendTag(nil, fieldLane, protowire.VarintType), 1)...), ""},
-		{"group", with(protowire.AppendTag(nil, 99, protowire.StartGroupType)...), "wire type 3"},
+		{"group", with(protowire.AppendTag(protowire.AppendTag(nil, 99, protowire.StartGroupType), 99, protowire.EndGroupType)...), "wire type 3"},
 		{"keyed is 2", with(protowire.AppendVarint(protowire.AppendTag(nil, fieldKeyed, protowire.VarintType), 2)...), "twice"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

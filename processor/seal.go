@@ -107,13 +107,53 @@ type step struct {
 	lastLeafHash ledger.Hash
 	recordedAt   int64
 
-	out []sealed
-	buf []byte // the rest of the chunk that values are cut from
+	out    []sealed
+	values *arena
 }
 
-// begin starts a transaction on p, with the memory of the step before it.
-func (s *step) begin(p *partition) {
-	s.p = p
+// arena is the memory of a transaction's values, which the next one uses again.
+type arena struct {
+	chunk      []byte // the one that values are cut from
+	full, free [][]byte
+}
+
+const (
+	// chunkBytes is the size of an arena's chunks, but for a value that needs more.
+	chunkBytes = 256 << 10
+	// freeChunks bounds what an arena keeps: 16 MiB.
+	freeChunks = 64
+)
+
+// room returns the chunk with room for n bytes more; what is appended to it becomes part of it by assigning it back.
+func (a *arena) room(n int) []byte {
+	if cap(a.chunk)-len(a.chunk) >= n {
+		return a.chunk
+	}
+	a.full = append(a.full, a.chunk)
+	if last := len(a.free) - 1; last >= 0 && n <= chunkBytes {
+		a.chunk, a.free = a.free[last], a.free[:last]
+		return a.chunk
+	}
+	a.chunk = make([]byte, 0, max(n, chunkBytes))
+	return a.chunk
+}
+
+// reset makes all of it free.
+func (a *arena) reset() {
+	for _, c := range a.full {
+		if cap(c) == chunkBytes && len(a.free) < freeChunks {
+			a.free = append(a.free, c[:0])
+		}
+	}
+	clear(a.full)
+	a.full = a.full[:0]
+	a.chunk = a.chunk[:0]
+}
+
+// begin starts a transaction on p, with the memory of the step before it. Values are cut from values, whose owner says
+// when they are no longer in use.
+func (s *step) begin(p *partition, values *arena) {
+	s.p, s.values = p, values
 	if s.touched == nil {
 		s.touched = make(map[lineage]*chain)
 	}
@@ -128,7 +168,7 @@ func (s *step) begin(p *partition) {
 
 // seal takes in the next input record, whose offset must not be below the next one, and returns what it becomes on the
 // ledger: nothing for a duplicate or a marker, the leaf, or a genesis and the leaf. The slice is good until the next
-// call; the values are the caller's. dead says why the record cannot be sealed and belongs on the dlq; that is not an
+// call, the values until the arena is reset. dead says why the record cannot be sealed and belongs on the dlq; that is not an
 // error of the step, which has accounted for it.
 func (s *step) seal(in input) (out []sealed, dead error) {
 	s.counts.skipped += in.offset - s.counts.next
@@ -215,13 +255,11 @@ func (s *step) openBlock() uint32 {
 // append puts leaf, whose event's record is value, on c.
 func (s *step) append(c *chain, leaf *ledger.Leaf, value []byte, keyed *[16]byte) {
 	hash, node := c.head.Append(leaf)
-	need := len(value) + 32*len(node) + sealBytes
-	if cap(s.buf)-len(s.buf) < need {
-		s.buf = make([]byte, 0, max(need, 64<<10))
-	}
-	start := len(s.buf)
-	s.buf = appendSealed(s.buf, value, leaf, hash, node)
-	s.out = append(s.out, sealed{value: s.buf[start:len(s.buf):len(s.buf)], recordedAt: leaf.RecordedAt})
+	b := s.values.room(len(value) + 32*len(node) + sealBytes)
+	start := len(b)
+	b = appendSealed(b, value, leaf, hash, node)
+	s.values.chunk = b
+	s.out = append(s.out, sealed{value: b[start:len(b):len(b)], recordedAt: leaf.RecordedAt})
 
 	block := s.openBlock()
 	if keyed != nil {

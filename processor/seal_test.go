@@ -147,14 +147,14 @@ func TestSealingIsAFunctionOfStateAndInput(t *testing.T) {
 		plain := newPartition(number, testPartitions, dedupLeaves)
 		s := new(step)
 		for i := range in {
-			s.begin(plain)
+			s.begin(plain, new(arena))
 			s.run(t, &one, in[i:i+1])()
 		}
 
 		p := newPartition(number, testPartitions, dedupLeaves)
 		for rest := in; len(rest) > 0; {
 			n := rapid.IntRange(1, min(len(rest), 2500)).Draw(t, "transaction")
-			s.begin(p)
+			s.begin(p, new(arena))
 			commit := s.run(t, &many, rest[:n])
 			switch rapid.IntRange(0, 3).Draw(t, "outcome") {
 			case 0: // aborted: sealed again from the same state
@@ -204,7 +204,7 @@ func TestDuplicatesOfTheWindowOnly(t *testing.T) {
 	var offset uint64
 	s := new(step)
 	send := func(e *recordpb.Event) (duplicate bool) {
-		s.begin(p)
+		s.begin(p, new(arena))
 		before := p.leaves
 		s.run(t, &out, []input{{offset: offset, key: keyOf(e), value: marshal(t, e)}})()
 		offset++
@@ -246,7 +246,7 @@ func TestDeadRecords(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := new(step)
-			s.begin(newPartition(number, testPartitions, blockLeaves))
+			s.begin(newPartition(number, testPartitions, blockLeaves), new(arena))
 			good, bad, after := newEvent(1, lane, 1, true), newEvent(1, lane, 2, true), newEvent(1, lane, 3, true)
 			tt.change(bad)
 			for i, e := range []*recordpb.Event{good, bad, after} {
@@ -272,7 +272,7 @@ func TestTakingOverRefusesWhatDoesNotFit(t *testing.T) {
 		p := newPartition(number, testPartitions, dedupLeaves)
 		s := new(step)
 		for chunk := range slices.Chunk(in, 700) {
-			s.begin(p)
+			s.begin(p, new(arena))
 			s.run(t, &out, chunk)()
 		}
 		return &out, p.next

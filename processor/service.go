@@ -82,7 +82,7 @@ func (p *Processor) Run(ctx context.Context) error {
 	lost := make(map[int32]error)
 	delay := minRestartDelay
 	for {
-		progress, err := p.seal(ctx, lost)
+		progress, err := p.session(ctx, lost)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // asked to end; what was in hand is in the topics or will be sealed again
 		}
@@ -110,8 +110,8 @@ func (p *Processor) Run(ctx context.Context) error {
 	}
 }
 
-// seal runs one session to its end. progress says whether it committed anything.
-func (p *Processor) seal(ctx context.Context, lost map[int32]error) (progress bool, err error) {
+// session runs one session to its end. progress says whether it committed anything.
+func (p *Processor) session(ctx context.Context, lost map[int32]error) (progress bool, err error) {
 	s, err := p.newSession(ctx, lost)
 	if err != nil {
 		return false, err

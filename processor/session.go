@@ -215,7 +215,9 @@ func (s *session) poll(ctx context.Context, wait time.Duration, limit int) (kgo.
 	return fetches, nil
 }
 
-func (s *session) assigned(context.Context, *kgo.Client, map[string][]int32) { s.owned.join() }
+func (s *session) assigned(_ context.Context, _ *kgo.Client, added map[string][]int32) {
+	s.owned.join(added[s.cfg.Kafka.Topic(schemas.TopicEvents)])
+}
 
 // revoked runs beside the loop, between two transactions: when the members are asked to join anew, with no partitions,
 // and after that if the answer was to give some up, which takes another join. It must not end a transaction:

@@ -35,7 +35,6 @@ func (s *session) takeOver(
 		return offsets, nil
 	}
 	begun := time.Now()
-	s.owned.beginTakeOver()
 	ts := make(takes, len(assigned))
 	for number, offset := range assigned {
 		t := &take{restorer: newRestorer(newPartition(number, s.cfg.Layout.Partitions, s.cfg.DedupLeaves))}
@@ -49,7 +48,6 @@ func (s *session) takeOver(
 	s.restore(ctx, ts)
 	if ctx.Err() != nil {
 		// Another rebalance has begun. What is still assigned after it comes here again.
-		s.owned.endTakeOver(nil, nil)
 		return nil, ctx.Err()
 	}
 
@@ -73,7 +71,7 @@ func (s *session) takeOver(
 			slog.Any("error", t.err), slog.Bool("retried", !h.retry.IsZero()))
 	}
 	s.metrics.takeOver.Observe(time.Since(begun).Seconds())
-	s.owned.endTakeOver(partitions, halted)
+	s.owned.takenOver(partitions, halted)
 	return offsets, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,10 +18,13 @@ import (
 // transaction is the one that is open: a step for each partition that it touches, and what was produced. Its memory is
 // used again by the next. Owned by the session's loop.
 type transaction struct {
-	steps []*step          // of this transaction
-	by    map[int32]*batch // of every partition that a transaction touched, for its memory
-	dead  []*kgo.Record    // for the dlq
-	slab  []kgo.Record     // the rest of the chunk that records are cut from
+	steps  []*step          // of this transaction
+	by     map[int32]*batch // of every partition that a transaction touched, for its memory
+	dead   []*kgo.Record    // for the dlq
+	values arena
+	// slabs are what records are cut from, and used again by the next transaction: the client is done with them.
+	slabs [][]kgo.Record
+	cut   int // records cut
 
 	begun   time.Time
 	records int
@@ -38,13 +42,21 @@ func (t *transaction) begin() {
 	if t.by == nil {
 		t.by = make(map[int32]*batch)
 	}
+	t.begun, t.records, t.bytes = time.Now(), 0, 0
+}
+
+// release ends the transaction and lets go of its input: an idle processor must not hold on to what it last fetched.
+func (t *transaction) release() {
 	for _, b := range t.by {
 		clear(b.leaves)
 		b.leaves, b.active = b.leaves[:0], false
 	}
+	for _, slab := range t.slabs {
+		clear(slab)
+	}
+	t.values.reset()
 	clear(t.dead)
-	t.steps, t.dead, t.slab = t.steps[:0], t.dead[:0], nil
-	t.begun, t.records, t.bytes = time.Now(), 0, 0
+	t.steps, t.dead, t.cut = t.steps[:0], t.dead[:0], 0
 }
 
 // batch returns the partition's part of the transaction.
@@ -56,20 +68,23 @@ func (t *transaction) batch(p *partition) *batch {
 	}
 	if !b.active {
 		b.active = true
-		b.begin(p)
+		b.begin(p, &t.values)
 		t.steps = append(t.steps, &b.step)
 	}
 	return b
 }
 
-// record returns a record to fill in. Records are cut from chunks: there is one for each event.
+// slabRecords is the number of records of a slab.
+const slabRecords = 256
+
+// record returns a record to fill in.
 func (t *transaction) record() *kgo.Record {
-	if len(t.slab) == 0 {
-		t.slab = make([]kgo.Record, 256)
+	slab, i := t.cut/slabRecords, t.cut%slabRecords
+	if slab == len(t.slabs) {
+		t.slabs = append(t.slabs, make([]kgo.Record, slabRecords))
 	}
-	r := &t.slab[0]
-	t.slab = t.slab[1:]
-	return r
+	t.cut++
+	return &t.slabs[slab][i]
 }
 
 // transact seals one transaction, which begins with the input in fetches. It returns nil once it is committed; after
@@ -147,7 +162,6 @@ func (s *session) fill(ctx, within context.Context, fetches kgo.Fetches) error {
 // take seals the records of fetches and produces the leaves.
 func (s *session) take(within context.Context, fetches kgo.Fetches) error {
 	t := &s.txn
-	ledger := s.cfg.Kafka.Topic(schemas.TopicLedger)
 	for _, fetch := range fetches {
 		for _, topic := range fetch.Topics {
 			for i := range topic.Partitions {
@@ -160,38 +174,49 @@ func (s *session) take(within context.Context, fetches kgo.Fetches) error {
 					return fmt.Errorf("input of partition %d, which was not taken over", topic.Partitions[i].Partition)
 				}
 				b := t.batch(p)
-				for _, r := range records {
-					if err := s.sealRecord(within, b, r, ledger); err != nil {
+				t.records += len(records)
+				for some := range slices.Chunk(records, burstRecords) {
+					if err := s.seal(within, b, some); err != nil {
 						return err
 					}
 				}
-				t.records += len(records)
 			}
 		}
 	}
 	return nil
 }
 
-func (s *session) sealRecord(within context.Context, b *batch, r *kgo.Record, ledger string) error {
+// burstRecords are sealed, and then produced together: the client sends at once what there is, and small batches cost
+// more than the sealing; while it sends, the next are sealed.
+const burstRecords = 1000
+
+// seal seals records of one partition and produces the leaves.
+func (s *session) seal(within context.Context, b *batch, records []*kgo.Record) error {
 	t := &s.txn
-	offset := uint64(r.Offset)
-	if offset < b.counts.next {
-		return fmt.Errorf("input of partition %d goes back from offset %d to %d", r.Partition, b.counts.next, offset)
-	}
-	out, dead := b.seal(input{key: r.Key, value: r.Value, offset: offset, marker: r.Attrs.IsControl()})
-	if dead != nil {
-		t.dead = append(t.dead, s.deadLetter(r, dead))
-	}
-	for i := range out {
-		leaf := t.record()
-		*leaf = kgo.Record{
-			Topic: ledger, Partition: r.Partition, Key: r.Key, Value: out[i].value,
-			Timestamp: time.UnixMicro(out[i].recordedAt),
+	ledger := s.cfg.Kafka.Topic(schemas.TopicLedger)
+	first := len(b.leaves)
+	for _, r := range records {
+		offset := uint64(r.Offset)
+		if offset < b.counts.next {
+			return fmt.Errorf("input of partition %d goes back from offset %d to %d", r.Partition, b.counts.next, offset)
 		}
-		b.leaves = append(b.leaves, leaf)
+		out, dead := b.seal(input{key: r.Key, value: r.Value, offset: offset, marker: r.Attrs.IsControl()})
+		if dead != nil {
+			t.dead = append(t.dead, s.deadLetter(r, dead))
+		}
+		for i := range out {
+			leaf := t.record()
+			*leaf = kgo.Record{
+				Topic: ledger, Partition: r.Partition, Key: r.Key, Value: out[i].value,
+				Timestamp: time.UnixMicro(out[i].recordedAt),
+			}
+			b.leaves = append(b.leaves, leaf)
+		}
+		t.bytes += len(r.Key) + len(r.Value)
+	}
+	for _, leaf := range b.leaves[first:] {
 		s.group.Produce(within, leaf, s.acked)
 	}
-	t.bytes += len(r.Key) + len(r.Value)
 	return nil
 }
 
@@ -269,4 +294,5 @@ func (s *session) settle() {
 	m.committed.Inc()
 	m.records.Observe(float64(t.records))
 	m.seconds.Observe(time.Since(t.begun).Seconds())
+	t.release()
 }
