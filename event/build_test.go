@@ -64,6 +64,9 @@ func TestFixtures(t *testing.T) {
 				if e.Resource != tt.resource || e.ResourceId != want {
 					t.Errorf("resource %q %q, want %q %q", e.Resource, e.ResourceId, tt.resource, want)
 				}
+				if e.Flags != nil {
+					t.Errorf("flags %q", e.Flags)
+				}
 				if lane := Lane(tt.resource, want, e.ActorId, 4); r.Lane != lane || e.Lane != lane {
 					t.Errorf("lane %d and %d, want %d", r.Lane, e.Lane, lane)
 				}

@@ -22,6 +22,7 @@ type Builder struct {
 	occurredAt int64 // microseconds since the Unix epoch
 	metadata   int   // its node; 0 where it is absent
 	targets    []target
+	flags      []string
 	details    []Detail
 	more       int // details beyond MaxDetails
 
@@ -54,6 +55,8 @@ type column struct {
 	filled bool
 	// faulty: it was sent, and refused.
 	faulty bool
+	// secrets that were flagged in it, at most MaxFlags.
+	secrets int
 }
 
 // target is one element of targets; the spans are on the tape.
@@ -83,7 +86,8 @@ func NewBuilder() *Builder {
 // Names are flat afterwards: resource {type, id, name} and actor {id, name, type} are taken apart, and both forms may be
 // sent as long as they agree. null, "", {} and [] mean absent, but inside metadata everything stays as sent. A numeric
 // actor_id becomes a string. resource_id, where it is absent and resource is not, comes from the member of metadata
-// named as the resource, else <resource>_id, else <resource>_path: the first that is a string which may be one.
+// named as the resource, else <resource>_id, else <resource>_path: the first that is a string which may be one. Before
+// all that, Workspace.SecretPolicy is applied to what looks like a secret.
 // occurred_at is RFC 3339 with upper-case T and Z and no leap second; its default is recorded_at.
 //
 // The error is an *Error, which names all faults at once.
@@ -103,6 +107,7 @@ func (b *Builder) Build(ws *Workspace, in Input) (Record, error) {
 		return Record{}, validationError(b.details, b.more)
 	}
 	b.fill()
+	b.setFlags()
 	b.body = b.appendBody(b.body[:0], false)
 
 	r := Record{RecordedAt: b.clock, IdempotencyKey: string(b.tape.bytes(b.columns[idempotencyKey].text))}
@@ -127,13 +132,14 @@ func (b *Builder) reset(ws *Workspace, in *Input) {
 	b.clock = time.UnixMicro(in.RecordedAt.UnixMicro()).UTC()
 	b.columns = [numFields]column{}
 	b.metadata, b.targets, b.details, b.more = 0, b.targets[:0], nil, 0
+	b.flags = b.flags[:0]
 	b.canonical, b.members, b.paths = b.canonical[:0], b.members[:0], b.paths[:0]
 	b.entries, b.keys, b.entryBytes = b.entries[:0], b.keys[:0], 0
 }
 
 // trim lets go of scratch memory that one odd event made large, so that a pool of builders stays small.
 func (b *Builder) trim() {
-	b.ws, b.details = nil, nil
+	b.ws, b.details, b.flags = nil, nil, nil
 	if cap(b.tape.nodes) > 4096 || cap(b.tape.text) > 64<<10 || cap(b.record) > 128<<10 {
 		*b = Builder{ids: b.ids}
 	}
@@ -172,11 +178,14 @@ func (b *Builder) fill() {
 		if text, plain, ok := b.metadataResourceID(); ok {
 			b.setText(resourceID, text, plain)
 			b.columns[resourceID].filled = true
+			if secretIn(b.tape.bytes(text)) != "" { // Where secrets are kept, else it would be redacted or refused.
+				b.flag(resourceID, 0)
+			}
 		}
 	}
 }
 
-// appendBody appends the body; asSent leaves out what fill set.
+// appendBody appends the body; asSent leaves out what fill and setFlags set.
 func (b *Builder) appendBody(dst []byte, asSent bool) []byte {
 	first := true
 	for f := range numFields {
@@ -199,7 +208,7 @@ func (b *Builder) appendBody(dst []byte, asSent bool) []byte {
 
 // keyedID derives the id of an event with an idempotency key: UUIDv8 of HMAC-SHA-256(secret, workspace || 0x00 ||
 // u32be(len key) || key || event as sent), so that a retry has the same id at every instance, other content under the
-// same key another one, and the id tells nothing of either.
+// same key another one, and the id tells nothing of either. A secret that was redacted has no part in it.
 func (b *Builder) keyedID() [16]byte {
 	key := b.tape.bytes(b.columns[idempotencyKey].text)
 	// The record's scratch is free until the id is known.

@@ -38,6 +38,8 @@ const (
 	MaxBackYears = 10
 	// MaxDetails of an Error; its message says how many more there were.
 	MaxDetails = 20
+	// MaxFlags of an event.
+	MaxFlags = 20
 )
 
 // Workspace is what building a record needs of a workspace.
@@ -51,6 +53,8 @@ type Workspace struct {
 	IdempotencySecret [32]byte
 	// KeepResourceIDEmpty leaves resource_id alone where it is absent; else it is taken from metadata.
 	KeepResourceIDEmpty bool
+	// SecretPolicy, default SecretsFlag.
+	SecretPolicy SecretPolicy
 }
 
 // Input is one event as it arrived.
@@ -90,7 +94,7 @@ const (
 )
 
 // Error says why an input is not an event. All of its text is for the customer, says what to change, and repeats names
-// but never values.
+// but never values, nor names that look like a secret.
 type Error struct {
 	Code    string
 	Message string

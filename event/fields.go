@@ -1,13 +1,14 @@
 package event
 
 // Names of the members of an event's body, in RFC 8785 order, which is also the byte order of their paths. A
-// producer may send resource and actor as objects instead: {type, id, name} and {id, name, type}.
+// producer may send resource and actor as objects instead: {type, id, name} and {id, name, type}. It may not send flags.
 const (
 	FieldAction         = "action"
 	FieldActionCategory = "action_category"
 	FieldActorID        = "actor_id"
 	FieldActorName      = "actor_name"
 	FieldActorType      = "actor_type"
+	FieldFlags          = "flags"
 	FieldIdempotencyKey = "idempotency_key"
 	FieldIPAddress      = "ip_address"
 	FieldMetadata       = "metadata"
@@ -22,7 +23,7 @@ const (
 	FieldVersion        = "version"
 )
 
-// field numbers the members that a producer may send, in the order of their names.
+// field numbers the members of a body, in the order of their names.
 type field uint8
 
 const (
@@ -31,6 +32,7 @@ const (
 	actorID
 	actorName
 	actorType
+	flags
 	idempotencyKey
 	ipAddress
 	metadata
@@ -48,13 +50,13 @@ const (
 
 func (f field) name() string {
 	return [numFields]string{
-		FieldAction, FieldActionCategory, FieldActorID, FieldActorName, FieldActorType, FieldIdempotencyKey,
-		FieldIPAddress, FieldMetadata, FieldOccurredAt, FieldResource, FieldResourceID, FieldResourceName,
+		FieldAction, FieldActionCategory, FieldActorID, FieldActorName, FieldActorType, FieldFlags,
+		FieldIdempotencyKey, FieldIPAddress, FieldMetadata, FieldOccurredAt, FieldResource, FieldResourceID, FieldResourceName,
 		FieldSessionID, FieldTargets, FieldTenantID, FieldUserAgent, FieldVersion,
 	}[f]
 }
 
-// fieldNamed returns the field that a member of an event is, or false where there is none of that name.
+// fieldNamed returns the field that a member of an event is, or false where a producer may send none of that name.
 func fieldNamed(name []byte) (field, bool) {
 	switch string(name) {
 	case FieldAction:

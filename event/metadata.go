@@ -12,6 +12,7 @@ func (b *Builder) takeMetadata(i int) {
 	if !b.checkMetadata(metadata, i) || b.tape.nodes[i].count == 0 {
 		return
 	}
+	b.scan(metadata, i, namesNothing)
 	start := len(b.canonical)
 	b.canonical = append(b.canonical, '{')
 	n := &b.tape.nodes[i]

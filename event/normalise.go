@@ -114,7 +114,10 @@ func (b *Builder) takeText(f field, i int, kind jsontext.Kind) {
 	case occurredAt:
 		b.takeTime(i, text)
 	default:
-		if wrong := wrongText(f, text); wrong != "" {
+		if f != idempotencyKey { // See headerKey.
+			b.scan(f, i, namesNothing)
+		}
+		if wrong := wrongText(f, b.tape.bytes(n.text)); wrong != "" {
 			b.refuse(f, i, wrong)
 			return
 		}
@@ -195,11 +198,12 @@ func (b *Builder) takeVersion(i int) {
 // headerKey merges the idempotency key of the request's header with the body's.
 func (b *Builder) headerKey(key string) {
 	c := &b.columns[idempotencyKey]
-	if key == "" || c.faulty {
+	if c.faulty {
 		return
 	}
 	wrong := ""
 	switch {
+	case key == "":
 	case !utf8.ValidString(key):
 		wrong = "must be UTF-8 in the Idempotency-Key header"
 	case c.json.empty():
@@ -211,7 +215,10 @@ func (b *Builder) headerKey(key string) {
 		b.fault(FieldIdempotencyKey, wrong)
 		return
 	}
-	b.setText(idempotencyKey, b.tape.add([]byte(key)), false)
+	if key != "" {
+		b.setText(idempotencyKey, b.tape.add([]byte(key)), false)
+	}
+	b.scanKey()
 }
 
 // refuse reports what is wrong with field f, at node i.
@@ -220,7 +227,12 @@ func (b *Builder) refuse(f field, i int, message string) {
 	b.faultAt(i, message)
 }
 
+// faultAt adds a detail about node i. Its path takes time to find, which may not grow with the number of faults.
 func (b *Builder) faultAt(i int, message string) {
+	if len(b.details) == MaxDetails {
+		b.more++
+		return
+	}
 	b.fault(b.tape.path(i), message)
 }
 

@@ -56,6 +56,9 @@ func (b *Builder) appendRecord(dst []byte, r *Record, in *Input) []byte {
 	for _, t := range b.targets {
 		dst = appendElement(dst, 30, b.tape.bytes(t.id))
 	}
+	for _, flag := range b.flags {
+		dst = appendElement(dst, 31, []byte(flag))
+	}
 	for _, e := range b.entries {
 		dst = appendElement(dst, 32, b.keys[e.key.start:e.key.end])
 	}

@@ -2,6 +2,7 @@ package event
 
 import (
 	"bytes"
+	stdjson "encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ const fullEvent = `{
 	"resource": {"type": "service", "id": "api", "name": "API"}, "session_id": "s", "tenant_id": "t", "user_agent": "curl",
 	"ip_address": "192.0.2.1", "idempotency_key": "key", "version": 2, "occurred_at": "2026-09-30T02:00:00.5Z",
 	"targets": [{"type": "host", "id": "h1"}, {"type": "region", "name": "eu"}],
-	"metadata": {"old": 1.50, "new": true, "gone": null, "tags": ["x", "y", ["", null]], "deep": {"a.b": {"c": [{"d": "z"}]}, "e": {}}}
+	"metadata": {"password": "hunter2", "old": 1.50, "new": true, "gone": null, "tags": ["x", "y", ["", null]], "deep": {"a.b": {"c": [{"d": "z"}]}, "e": {}}}
 }`
 
 // The record that is appended by hand is the message that the schema describes.
@@ -38,17 +39,18 @@ func TestRecord(t *testing.T) {
 		Id: r.ID[:], Keyed: true, Kind: recordpb.Kind_KIND_NOTE, Workspace: ws.ID[:], Incarnation: ws.Incarnation[:],
 		Lane: Lane("service", "api", "a", 4), Lanes: 4, RecordedAt: testTime.UnixMicro(), Seed: b.seed[:],
 		Body: []byte(`{"action":"config.changed","action_category":"change","actor_id":"a","actor_name":"Ann",` +
-			`"actor_type":"engineer","idempotency_key":"key","ip_address":"192.0.2.1","metadata":{"deep":{"a.b":{"c":[{"d":"z"}]},` +
-			`"e":{}},"gone":null,"new":true,"old":1.5,"tags":["x","y",["",null]]},"occurred_at":"2026-09-30T02:00:00.500000Z",` +
+			`"actor_type":"engineer","flags":["possible_secret:metadata.password"],"idempotency_key":"key","ip_address":"192.0.2.1","metadata":{"deep":{"a.b":{"c":[{"d":"z"}]},` +
+			`"e":{}},"gone":null,"new":true,"old":1.5,"password":"hunter2","tags":["x","y",["",null]]},"occurred_at":"2026-09-30T02:00:00.500000Z",` +
 			`"resource":"service","resource_id":"api","resource_name":"API","session_id":"s",` +
 			`"targets":[{"id":"h1","type":"host"},{"name":"eu","type":"region"}],"tenant_id":"t","user_agent":"curl","version":2}`),
-		FieldCount: 21, BodyRoot: b.bodyRoot[:],
+		FieldCount: 23, BodyRoot: b.bodyRoot[:],
 		OccurredAt: time.Date(2026, 9, 30, 2, 0, 0, 5e8, time.UTC).UnixMicro(),
 		ActorId:    "a", ActorName: "Ann", ActorType: "engineer", Action: "config.changed", ActionCategory: "change",
 		Resource: "service", ResourceId: "api", ResourceName: "API", SessionId: "s", TenantId: "t", IpAddress: "192.0.2.1", UserAgent: "curl",
 		TargetTypes: []string{"host", "region"}, TargetIds: []string{"h1", ""},
-		MetadataKeys:   []string{"deep.a.b.c.d", "new", "old", "tags", "tags", "tags"},
-		MetadataValues: []string{"z", "true", "1.5", "x", "y", ""},
+		Flags:          []string{"possible_secret:metadata.password"},
+		MetadataKeys:   []string{"deep.a.b.c.d", "new", "old", "password", "tags", "tags", "tags"},
+		MetadataValues: []string{"z", "true", "1.5", "hunter2", "x", "y", ""},
 		RequestId:      "req-1", Traceparent: in.Traceparent,
 	}
 	var got recordpb.Event
@@ -250,8 +252,17 @@ func FuzzBuild(f *testing.F) {
 		if err != nil || !bytes.Equal(again, e.Body) {
 			t.Fatalf("body %s becomes %s, %v", e.Body, again, err)
 		}
-		// The body is a flat event itself. What was filled in is sent now, so that the id is another.
-		r2, err := b.Build(ws, Input{JSON: e.Body, RecordedAt: testTime})
+		// The body is a flat event itself, but for its flags. What was filled in is sent now, so that the id is another.
+		var sent map[string]stdjson.RawMessage
+		if err := stdjson.Unmarshal(e.Body, &sent); err != nil {
+			t.Fatal(err)
+		}
+		delete(sent, FieldFlags)
+		again, err = stdjson.Marshal(sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r2, err := b.Build(ws, Input{JSON: again, RecordedAt: testTime})
 		if err != nil {
 			t.Fatalf("body %s: %v", e.Body, err)
 		}

@@ -127,8 +127,13 @@ func TestNormaliseRequired(t *testing.T) {
 // buildError returns the error of an input that must be refused.
 func buildError(t *testing.T, in Input) *Error {
 	t.Helper()
+	return buildErrorIn(t, testWorkspace(), in)
+}
+
+func buildErrorIn(t *testing.T, ws *Workspace, in Input) *Error {
+	t.Helper()
 	in.RecordedAt = testTime
-	_, err := NewBuilder().Build(testWorkspace(), in)
+	_, err := NewBuilder().Build(ws, in)
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		t.Fatalf("%.200s: got error %v, want an *Error", in.JSON, err)

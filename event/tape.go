@@ -297,13 +297,21 @@ func (t *tape) path(i int) string {
 				if len(path) > 0 {
 					path = append(path, '.')
 				}
-				path = append(path, t.bytes(t.nodes[c].name)...)
+				path = appendPathName(path, t.bytes(t.nodes[c].name))
 			}
 			at = c
 			break
 		}
 	}
 	return shorten(path)
+}
+
+// appendPathName appends a name, or what stands for it where it looks like a secret: paths are in errors and flags.
+func appendPathName(path, name []byte) []byte {
+	if rule := secretIn(name); rule != "" {
+		return append(path, redacted(rule)...)
+	}
+	return append(path, name...)
 }
 
 // shorten keeps what a message repeats of its input within maxPath bytes.

@@ -16,6 +16,7 @@ func (b *Builder) takeTargets(i int) {
 	if n.count == 0 {
 		return
 	}
+	b.scan(targets, i, namesNothing)
 	start := len(b.canonical)
 	separator := byte('[')
 	for c := range b.tape.children(i) {

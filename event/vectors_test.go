@@ -38,9 +38,11 @@ type acceptedVector struct {
 	Partitions          int32  `json:"partitions"`
 	IdempotencySecret   string `json:"idempotency_secret"`
 	KeepResourceIDEmpty bool   `json:"keep_resource_id_empty,omitempty"`
-	HeaderKey           string `json:"header_key,omitempty"`
-	RecordedAt          string `json:"recorded_at"`
-	Seed                string `json:"seed"`
+	// SecretPolicy: flag where there is none.
+	SecretPolicy SecretPolicy `json:"secret_policy,omitempty"`
+	HeaderKey    string       `json:"header_key,omitempty"`
+	RecordedAt   string       `json:"recorded_at"`
+	Seed         string       `json:"seed"`
 
 	Want accepted `json:"want"`
 }
@@ -66,6 +68,8 @@ type committed struct {
 type refusedVector struct {
 	Name  string `json:"name"`
 	Event string `json:"event"`
+	// SecretPolicy: flag where there is none.
+	SecretPolicy SecretPolicy `json:"secret_policy,omitempty"`
 
 	Want refused `json:"want"`
 }
@@ -98,7 +102,9 @@ func TestVectors(t *testing.T) {
 	}
 	for _, v := range all.Refused {
 		t.Run(v.Name, func(t *testing.T) {
-			e := buildError(t, Input{JSON: []byte(v.Event)})
+			ws := testWorkspace()
+			ws.SecretPolicy = v.SecretPolicy
+			e := buildErrorIn(t, ws, Input{JSON: []byte(v.Event)})
 			got := refused{Code: e.Code}
 			for _, d := range e.Details {
 				got.Fields = append(got.Fields, d.Field)
@@ -143,6 +149,7 @@ func (v *acceptedVector) build(t *testing.T) accepted {
 	ws := &Workspace{
 		ID: [16]byte(unhex(t, v.Workspace)), Incarnation: [16]byte(unhex(t, v.Incarnation)), Lanes: v.Lanes,
 		IdempotencySecret: [32]byte(unhex(t, v.IdempotencySecret)), KeepResourceIDEmpty: v.KeepResourceIDEmpty,
+		SecretPolicy: v.SecretPolicy,
 	}
 	b := NewBuilder()
 	b.ids.random = func(p []byte) { copy(p, unhex(t, v.Seed)) }
