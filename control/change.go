@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -41,7 +42,7 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 	if err := checkName(n.Name); err != nil {
 		return nil, err
 	}
-	if err := n.Settings.RateLimit.validate(); err != nil {
+	if err := n.Settings.validate(); err != nil {
 		return nil, err
 	}
 	partitions := uint32(w.cfg.Partitions)
@@ -90,7 +91,7 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 func (w *Writer) SetWorkspaceSettings(
 	ctx context.Context, by string, id [16]byte, version uint64, settings Settings,
 ) (*Workspace, error) {
-	if err := settings.RateLimit.validate(); err != nil {
+	if err := settings.validate(); err != nil {
 		return nil, err
 	}
 	var updated *Workspace
@@ -259,6 +260,7 @@ func keyChange(ws *Workspace, key *Key, action string, metadata map[string]any) 
 func settingsMetadata(s Settings) map[string]any {
 	m := limitMetadata(s.RateLimit)
 	m["keep_resource_id_empty"] = s.KeepResourceIDEmpty
+	m["secret_policy"] = cmp.Or(s.SecretPolicy, event.SecretsFlag)
 	return m
 }
 
@@ -311,6 +313,14 @@ func (n *NewKey) validate(now time.Time) error {
 		return checkSecret(n.Secret)
 	}
 	return nil
+}
+
+func (s *Settings) validate() error {
+	if !s.SecretPolicy.Known() {
+		return fmt.Errorf("%w: there is no secret policy %q: use %s, %s or %s", ErrInvalid, s.SecretPolicy, event.SecretsFlag,
+			event.SecretsRedact, event.SecretsReject)
+	}
+	return s.RateLimit.validate()
 }
 
 func (l Limit) validate() error {

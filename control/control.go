@@ -64,6 +64,7 @@ func (w *Workspace) ForEvents() *event.Workspace {
 		Lanes:               w.Lanes,
 		IdempotencySecret:   w.IdempotencySecret,
 		KeepResourceIDEmpty: w.Settings.KeepResourceIDEmpty,
+		SecretPolicy:        w.Settings.SecretPolicy,
 	}
 }
 
@@ -73,6 +74,8 @@ type Settings struct {
 	KeepResourceIDEmpty bool
 	// RateLimit holds for all keys of the workspace together.
 	RateLimit Limit
+	// SecretPolicy is what becomes of an event that holds what looks like a secret; empty means event.SecretsFlag.
+	SecretPolicy event.SecretPolicy
 }
 
 // Limit is a rate of events; the zero value is no limit.

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
@@ -70,6 +71,7 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 				KeepResourceIdEmpty: w.Settings.KeepResourceIDEmpty,
 				RateLimitPerSecond:  w.Settings.RateLimit.PerSecond,
 				RateLimitBurst:      uint32(w.Settings.RateLimit.Burst),
+				SecretPolicy:        string(w.Settings.SecretPolicy),
 			},
 		}}
 	} else {
@@ -154,7 +156,7 @@ func decodeWorkspace(pb *recordpb.Workspace) (*Workspace, error) {
 	if len(pb.GetId()) != 16 || len(pb.GetIncarnation()) != 16 || pb.GetLanes() == 0 {
 		return nil, errors.New("workspace record has no valid id, incarnation or number of lanes")
 	}
-	return &Workspace{
+	w := &Workspace{
 		ID:          [16]byte(pb.GetId()),
 		Incarnation: [16]byte(pb.GetIncarnation()),
 		Name:        pb.GetName(),
@@ -166,8 +168,13 @@ func decodeWorkspace(pb *recordpb.Workspace) (*Workspace, error) {
 				PerSecond: pb.GetSettings().GetRateLimitPerSecond(),
 				Burst:     int(pb.GetSettings().GetRateLimitBurst()),
 			},
+			SecretPolicy: event.SecretPolicy(pb.GetSettings().GetSecretPolicy()),
 		},
-	}, nil
+	}
+	if !w.Settings.SecretPolicy.Known() {
+		return w, fmt.Errorf("workspace record has a secret policy that this version does not know: %q", w.Settings.SecretPolicy)
+	}
+	return w, nil
 }
 
 func openSecret(w *Workspace, sealed []byte, s *sealer) error {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
@@ -46,7 +47,11 @@ func drawObject(t *rapid.T) *object {
 			ID: drawArray[[16]byte](t, "id"), Incarnation: drawArray[[16]byte](t, "incarnation"),
 			Name: rapid.String().Draw(t, "name"), Lanes: rapid.Uint32Min(1).Draw(t, "lanes"),
 			CreatedAt: drawTime(t, "created_at"), IdempotencySecret: drawArray[[32]byte](t, "secret"),
-			Settings: Settings{rapid.Bool().Draw(t, "keep"), limit}, Version: o.version,
+			Settings: Settings{
+				rapid.Bool().Draw(t, "keep"), limit,
+				rapid.SampledFrom([]event.SecretPolicy{"", event.SecretsFlag, event.SecretsRedact, event.SecretsReject}).Draw(t, "secrets"),
+			},
+			Version: o.version,
 		}
 		return o
 	}
@@ -138,6 +143,10 @@ func TestDecodeRefuses(t *testing.T) {
 		{"no lanes", wsKey, change(wsValue, func(c *recordpb.Config) { c.GetWorkspace().Lanes = 0 }), s, "no valid id", false},
 		{"another object's key", []byte(recordKey(kindWorkspace, [16]byte{2}, [16]byte{2})), wsValue, s, "another object", false},
 		{"a key's record as a workspace", wsKey, keyValue, s, "another object", false},
+		{
+			"a secret policy of a newer version", wsKey,
+			change(wsValue, func(c *recordpb.Config) { c.GetWorkspace().Settings.SecretPolicy = "vault" }), s, "secret policy", false,
+		},
 		{"other master key", wsKey, wsValue, testSealer(t, MasterKey{2}), "wrong master key", false},
 		{
 			"a secret moved from another incarnation", wsKey,

@@ -254,7 +254,12 @@ func (a *attempt) records(c *change) ([]*kgo.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the event of a config change: %w", err)
 	}
-	rec, err := event.NewBuilder().Build(c.workspace.ForEvents(), event.Input{JSON: body, RecordedAt: now})
+	ws := c.workspace.ForEvents()
+	if ws.SecretPolicy == event.SecretsReject {
+		// What somebody calls a key may look like one, but the act is reported all the same.
+		ws.SecretPolicy = event.SecretsRedact
+	}
+	rec, err := event.NewBuilder().Build(ws, event.Input{JSON: body, RecordedAt: now})
 	if err != nil {
 		return nil, fmt.Errorf("build the event of a config change: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/schemas"
@@ -244,5 +245,34 @@ func TestWriterRefusesWrongMasterKey(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"workspace.created"}, checkTopics(t, c)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A workspace that rejects secrets does not reject the report of what was done to it.
+func TestSecretPolicy(t *testing.T) {
+	c := kafkatest.Start(t)
+	w := newTestWriter(t, c)
+	ws, err := w.CreateWorkspace(t.Context(), by, NewWorkspace{Name: "strict", Settings: Settings{SecretPolicy: event.SecretsReject}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ws.ForEvents().SecretPolicy; got != event.SecretsReject {
+		t.Errorf("policy for events: %q", got)
+	}
+	name := "AKIA" + strings.Repeat("Q7", 8)
+	if _, _, err := w.CreateKey(t.Context(), by, NewKey{Workspace: ws.ID, Name: name, Scopes: []Scope{ScopeRead}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range committed(t, c, schemas.TopicEvents) {
+		if bytes.Contains(r.Value, []byte(name)) {
+			t.Error("a name that looks like a secret is in an event")
+		}
+	}
+	if _, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{SecretPolicy: "delete"}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an unknown policy: %v", err)
+	}
+	updated, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{SecretPolicy: event.SecretsRedact})
+	if err != nil || updated.Settings.SecretPolicy != event.SecretsRedact {
+		t.Errorf("%+v, %v", updated, err)
 	}
 }

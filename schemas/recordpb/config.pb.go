@@ -246,8 +246,10 @@ type Settings struct {
 	RateLimitPerSecond float64 `protobuf:"fixed64,2,opt,name=rate_limit_per_second,json=rateLimitPerSecond,proto3" json:"rate_limit_per_second,omitempty"`
 	// Events that may come at once above the rate; 0 means one second's worth.
 	RateLimitBurst uint32 `protobuf:"varint,3,opt,name=rate_limit_burst,json=rateLimitBurst,proto3" json:"rate_limit_burst,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What becomes of an event that holds what looks like a secret: "flag", "redact" or "reject"; empty means flag.
+	SecretPolicy  string `protobuf:"bytes,4,opt,name=secret_policy,json=secretPolicy,proto3" json:"secret_policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -299,6 +301,13 @@ func (x *Settings) GetRateLimitBurst() uint32 {
 		return x.RateLimitBurst
 	}
 	return 0
+}
+
+func (x *Settings) GetSecretPolicy() string {
+	if x != nil {
+		return x.SecretPolicy
+	}
+	return ""
 }
 
 type Key struct {
@@ -458,11 +467,12 @@ const file_config_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\x03R\tcreatedAt\x12:\n" +
 	"\x19sealed_idempotency_secret\x18\x06 \x01(\fR\x17sealedIdempotencySecret\x122\n" +
-	"\bsettings\x18\a \x01(\v2\x16.immutable.v1.SettingsR\bsettings\"\x9c\x01\n" +
+	"\bsettings\x18\a \x01(\v2\x16.immutable.v1.SettingsR\bsettings\"\xc1\x01\n" +
 	"\bSettings\x123\n" +
 	"\x16keep_resource_id_empty\x18\x01 \x01(\bR\x13keepResourceIdEmpty\x121\n" +
 	"\x15rate_limit_per_second\x18\x02 \x01(\x01R\x12rateLimitPerSecond\x12(\n" +
-	"\x10rate_limit_burst\x18\x03 \x01(\rR\x0erateLimitBurst\"\xc7\x02\n" +
+	"\x10rate_limit_burst\x18\x03 \x01(\rR\x0erateLimitBurst\x12#\n" +
+	"\rsecret_policy\x18\x04 \x01(\tR\fsecretPolicy\"\xc7\x02\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1c\n" +
 	"\tworkspace\x18\x02 \x01(\fR\tworkspace\x12\x12\n" +
