@@ -98,13 +98,16 @@ func (s *Service) page(
 // MaxCountRows rows read, or more time than CountTimeout.
 func (s *Service) count(ctx context.Context, workspace [16]byte, f *filter) (*uint64, error) {
 	var total uint64
+	// ClickHouse ends the statement in time; this ends the wait for a connection, or for a ClickHouse that does not.
+	wait, cancel := context.WithTimeout(ctx, 2*s.cfg.CountTimeout)
+	defer cancel()
 	st := countStatement(workspace, f, limits{timeout: s.cfg.CountTimeout, rows: s.cfg.MaxCountRows})
-	err := s.run(ctx, statementCount, st, func(rows driver.Rows) error { return rows.Scan(&total) })
-	switch exceptionCode(err) {
-	case codeTooManyRows:
+	err := s.run(wait, statementCount, st, func(rows driver.Rows) error { return rows.Scan(&total) })
+	switch code := exceptionCode(err); {
+	case code == codeTooManyRows:
 		s.metrics.totalsSkipped[skippedRows].Inc()
 		return nil, nil //nolint:nilnil // no total is an answer
-	case codeTimeoutExceeded:
+	case code == codeTimeoutExceeded, errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 		s.metrics.totalsSkipped[skippedTime].Inc()
 		return nil, nil //nolint:nilnil // no total is an answer
 	}
