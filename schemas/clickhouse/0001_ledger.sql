@@ -1,6 +1,9 @@
 -- The timeline and its spine. Every batch of the ClickHouse writer is one insert into each table, of one partition:
 -- `part` is the month (yyyymm, UTC) of the batch's first recorded_at, because an insert into two partitions would not
--- be atomic. The window makes insert_deduplication_token work on tables without replication.
+-- be atomic. The window makes insert_deduplication_token work on tables without replication. The offset of a batch is
+-- committed to Kafka once it is inserted, so that a power cut must not take the rows away again: hence fsync (merged
+-- parts need none: the ones that they were made of stay for eight minutes). ledger_offset has an index for the writer,
+-- which looks for rows from an offset on when it takes a partition over.
 --
 -- A page reads single rows out of granules: with 2,048 rows each instead of 8,192 the first page of a workspace of 5
 -- million events takes a third of the time, and the files grow by 1.3 %.
@@ -43,6 +46,7 @@ CREATE TABLE IF NOT EXISTS events
     INDEX recorded_at_minmax recorded_at TYPE minmax GRANULARITY 1,
     INDEX occurred_at_minmax occurred_at TYPE minmax GRANULARITY 1,
     INDEX sequence_minmax sequence TYPE minmax GRANULARITY 1,
+    INDEX ledger_offset_minmax ledger_offset TYPE minmax GRANULARITY 1,
     INDEX id_bloom id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX actor_id_bloom actor_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX resource_id_bloom resource_id TYPE bloom_filter(0.01) GRANULARITY 1,
@@ -72,6 +76,7 @@ CREATE TABLE IF NOT EXISTS leaves
     ledger_partition UInt16 CODEC(ZSTD(1)),
     ledger_offset    UInt64 CODEC(DoubleDelta, ZSTD(1)),
 
+    INDEX ledger_offset_minmax ledger_offset TYPE minmax GRANULARITY 1,
     INDEX id_bloom id TYPE bloom_filter(0.01) GRANULARITY 1
 )
 ENGINE = MergeTree

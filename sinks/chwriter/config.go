@@ -40,7 +40,8 @@ type Config struct {
 
 	// InsertTimeout is how long one attempt at an insert may take before the next. 1 s to 10 min; default 60 s.
 	InsertTimeout time.Duration
-	// SessionTimeout is when the group gives the partitions of a silent writer to others. 1 s to 5 min; default 10 s.
+	// SessionTimeout is when the group gives the partitions of a silent writer to others. 1 s to 5 min, and not less
+	// than the broker allows (6 s, if it was not told otherwise); default 10 s.
 	SessionTimeout time.Duration
 	// DrainTimeout is how long the insert in hand may take when the writer is asked to stop. 1 ms to 1 min; default 10 s.
 	DrainTimeout time.Duration

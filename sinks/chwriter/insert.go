@@ -27,17 +27,18 @@ const serverTimeout = 60 * time.Second
 // inserter is a connection to ClickHouse and the columns of one batch. A partition borrows one for the time of a batch,
 // so that memory grows with the inserts under way and not with the partitions.
 type inserter struct {
-	addrs  []string
-	opts   ch.Options
-	client *ch.Client // nil when there is no connection
-	used   time.Time  // when a query on client last ended
+	addrs         []string
+	opts          ch.Options
+	serverTimeout time.Duration
+	client        *ch.Client // nil when there is no connection
+	used          time.Time  // when a query on client last ended
 
 	events *eventColumns
 	leaves *leafColumns
 	record sealed
 }
 
-func newInserter(cfg clickhouse.Config) (*inserter, error) {
+func newInserter(cfg clickhouse.Config, serverTimeout time.Duration) (*inserter, error) {
 	opts, err := cfg.Options()
 	if err != nil {
 		return nil, err
@@ -54,7 +55,7 @@ func newInserter(cfg clickhouse.Config) (*inserter, error) {
 		settings[key] = settingText(value)
 	}
 	i := &inserter{
-		addrs: opts.Addr,
+		addrs: opts.Addr, serverTimeout: serverTimeout,
 		opts: ch.Options{
 			Database: opts.Auth.Database, User: opts.Auth.Username, Password: opts.Auth.Password, TLS: opts.TLS,
 			DialTimeout: opts.DialTimeout, HandshakeTimeout: opts.DialTimeout, ClientName: "immutable-chwriter",
@@ -96,7 +97,7 @@ func compression(c *clickhousego.Compression) ch.Compression {
 
 // connect makes sure of a connection on which the settings are in force.
 func (i *inserter) connect(ctx context.Context) error {
-	if i.client != nil && time.Since(i.used) < serverTimeout/2 {
+	if i.client != nil && time.Since(i.used) < i.serverTimeout/2 {
 		return nil
 	}
 	i.close()

@@ -15,7 +15,9 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
@@ -162,7 +164,7 @@ func newRig(tb testing.TB) *rig {
 
 func newRigOn(tb testing.TB, dsn string) *rig {
 	tb.Helper()
-	k := kafkatest.Start(tb)
+	k := kafkatest.Start(tb, kfake.GroupMinSessionTimeout(time.Second))
 	conn, err := clickhouse.Open(clickhouse.Config{DSN: dsn})
 	if err != nil {
 		tb.Fatal(err)
@@ -176,7 +178,7 @@ func newRigOn(tb testing.TB, dsn string) *rig {
 func (r *rig) config() Config {
 	return Config{
 		Kafka: r.kafka.Config, ClickHouse: clickhouse.Config{DSN: r.dsn},
-		Linger: 20 * time.Millisecond, VerifyEvery: 1,
+		Linger: 20 * time.Millisecond, VerifyEvery: 1, SessionTimeout: 2 * time.Second,
 	}
 }
 
@@ -386,4 +388,13 @@ func (w *running) awaitHalted(texts ...string) {
 	if !strings.Contains(w.log.String(), "partition halted") {
 		w.tb.Error("no halt logged")
 	}
+}
+
+func counterValue(tb testing.TB, c prometheus.Metric) float64 {
+	tb.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		tb.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
 }

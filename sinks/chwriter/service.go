@@ -64,7 +64,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, e
 		halted:     make(map[int32]error),
 	}
 	for range cfg.Inserters {
-		i, err := newInserter(cfg.ClickHouse)
+		i, err := newInserter(cfg.ClickHouse, serverTimeout)
 		if err != nil {
 			return nil, err
 		}
@@ -91,6 +91,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, e
 		// What was polled reaches its partition's queue before the group can take the partition away: none of it goes
 		// to the queue of a later assignment.
 		kgo.BlockRebalanceOnPoll(),
+		kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) { w.outages.end(systemKafka) }),
 		kgo.OnOffsetsFetched(w.onOffsetsFetched),
 		kgo.OnPartitionsRevoked(w.onPartitionsGone),
 		kgo.OnPartitionsLost(w.onPartitionsGone),
@@ -184,12 +185,12 @@ func (w *Writer) poll(ctx context.Context, client *kgo.Client) {
 				p.queue.put(f.Records, f.HighWatermark)
 			}
 		case ctx.Err() != nil || errors.Is(f.Err, kgo.ErrClientClosed):
-		case f.Topic != w.topic:
-			w.logger.WarnContext(ctx, "consuming the ledger failed, trying again", "error", f.Err)
+		case f.Topic != w.topic || f.Partition < 0 || kerr.IsRetriable(f.Err):
+			w.outages.begin(systemKafka, f.Err) // the client logs it, and tries again
 		case errors.Is(f.Err, kerr.OffsetOutOfRange):
-			w.halt(ctx, f.Partition, fmt.Errorf("records that were not written have gone from the topic: %w", f.Err))
+			w.halt(ctx, f.Partition, w.partition(f.Partition), fmt.Errorf("records that were not written have gone from the topic: %w", f.Err))
 		default:
-			w.halt(ctx, f.Partition, fmt.Errorf("fetching: %w", f.Err))
+			w.halt(ctx, f.Partition, w.partition(f.Partition), fmt.Errorf("fetching: %w", f.Err))
 		}
 	})
 }
@@ -249,7 +250,7 @@ func (w *Writer) begin(ctx context.Context, client *kgo.Client, id int32, commit
 			err = p.run(ctx)
 		}
 		if err != nil {
-			w.halt(ctx, id, err)
+			w.halt(ctx, id, p, err)
 		}
 	}()
 }
@@ -280,11 +281,11 @@ func (w *Writer) end(client *kgo.Client, ids []int32) {
 	client.ResumeFetchPartitions(map[string][]int32{w.topic: ids})
 }
 
-// halt stops fetching a partition until it is assigned anew.
-func (w *Writer) halt(ctx context.Context, id int32, reason error) {
+// halt stops fetching a partition until it is assigned anew. p is what writes it, nil if the assignment failed.
+func (w *Writer) halt(ctx context.Context, id int32, p *partition, reason error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.halted[id] != nil {
+	if w.halted[id] != nil || w.partitions[id] != p { // known, or no longer ours
 		return
 	}
 	w.halted[id] = reason

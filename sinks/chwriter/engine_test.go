@@ -1,0 +1,202 @@
+package chwriter
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"getimmutable.dev/immutable/internal/chdb"
+	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+)
+
+// What exactly once rests on, asked of the engine itself.
+
+// load returns an inserter with n events of one partition loaded.
+func (r *rig) load(n int) *inserter {
+	r.tb.Helper()
+	few := r.sealer.events(min(n, 1000))
+	records := make([]*kgo.Record, n)
+	for k := range records {
+		rec := *few[k%len(few)]
+		rec.Offset = int64(k)
+		records[k] = &rec
+	}
+	i := r.inserter()
+	if _, _, err := i.load(0, records, 64); err != nil {
+		r.tb.Fatal(err)
+	}
+	return i
+}
+
+func TestEngineDropsASecondInsertAtTheSameTime(t *testing.T) {
+	r := newRig(t)
+	inserters := make([]*inserter, 8)
+	for k := range inserters {
+		r.sealer = newSealer(t, 4)
+		inserters[k] = r.load(200)
+	}
+	for round := range 10 {
+		var g errgroup.Group
+		for _, i := range inserters {
+			g.Go(func() error { return i.insert(t.Context(), tableEvents, "round "+strconv.Itoa(round)) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.count("SELECT count() FROM events"); n != uint64(inserters[0].rows(tableEvents)*(round+1)) {
+			t.Fatalf("round %d: %d rows", round, n)
+		}
+	}
+}
+
+func TestEngineMakesOnePartOfAnInsert(t *testing.T) {
+	r := newRig(t)
+	i := r.load(100_000)
+	for _, table := range []string{tableLeaves, tableEvents} {
+		if err := i.insert(t.Context(), table, "one"); err != nil {
+			t.Fatal(err)
+		}
+		var parts uint64
+		var rows uint64
+		err := r.conn.QueryRow(t.Context(), "SELECT count(), sum(rows) FROM system.parts WHERE database = currentDatabase() "+
+			"AND table = ? AND active AND level = 0", table).Scan(&parts, &rows)
+		if err != nil || parts != 1 || rows != uint64(i.rows(table)) {
+			t.Errorf("%s: %d parts with %d rows of %d, %v", table, parts, rows, i.rows(table), err)
+		}
+	}
+}
+
+func TestEngineRefusesTwoMonthsInOneInsert(t *testing.T) {
+	r := newRig(t)
+	i := r.load(10)
+	i.leaves.part[3]++
+	if err := i.insert(t.Context(), tableLeaves, "two"); err == nil {
+		t.Error("no error")
+	}
+	if n := r.count("SELECT count() FROM leaves"); n != 0 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// The server gives up on a connection that says nothing for serverTimeout: between two queries, and within an insert.
+func TestEngineClosesASilentConnection(t *testing.T) {
+	r := newRig(t)
+	p, through := newProxy(t, r.dsn)
+	i, err := newInserter(clickhouse.Config{DSN: through}, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.close()
+	if err := i.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-p.closedByServer
+
+	records := r.sealer.events(100)
+	if _, _, err := i.load(0, records, 1); err != nil {
+		t.Fatal(err)
+	}
+	i.close()
+	if err := i.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.arm(hold, 1)
+	if err := i.insert(t.Context(), tableLeaves, "silent"); err == nil {
+		t.Error("the insert succeeded")
+	}
+	close(p.release)
+	if n := r.count("SELECT count() FROM leaves"); n != 0 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// server is a ClickHouse of the test's own that can be killed and started again at the same address.
+type server struct {
+	*chdb.Server
+	cfg chdb.Config
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	var ports [2]int
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+		l.Close()
+	}
+	s := &server{cfg: chdb.Config{
+		Library: clickhousetest.Library(t), Dir: filepath.Join(t.TempDir(), "clickhouse"), Password: "p",
+		HTTPPort: ports[0], NativePort: ports[1],
+	}}
+	s.start(t)
+	t.Cleanup(func() { _ = s.Stop(t.Context()) })
+	cfg := clickhouse.Config{DSN: s.DSN()}
+	if err := clickhouse.CreateDatabase(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := clickhouse.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := clickhouse.Migrate(t.Context(), conn, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *server) start(t *testing.T) {
+	t.Helper()
+	var err error
+	if s.Server, err = chdb.Start(t.Context(), s.cfg, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *server) kill(t *testing.T) {
+	t.Helper()
+	if err := unix.Kill(s.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-s.Done()
+}
+
+func TestEngineKeepsTokensOverAKill(t *testing.T) {
+	s := newServer(t)
+	r := newRigOn(t, s.DSN())
+	i := r.load(100)
+	for k := range 5 {
+		for again := range 3 {
+			if err := i.connect(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := i.insert(t.Context(), tableLeaves, fmt.Sprint("token ", k)); err != nil {
+				t.Fatal(err)
+			}
+			if again == 1 {
+				s.kill(t)
+				s.start(t)
+				i.close()
+				if err := r.conn.Ping(t.Context()); err != nil {
+					await(t, "waiting for clickhouse", func() error { return r.conn.Ping(t.Context()) })
+				}
+			}
+		}
+		if n := r.count("SELECT count() FROM leaves"); n != uint64(i.rows(tableLeaves)*(k+1)) {
+			t.Fatalf("%d rows after %d batches of %d", n, k+1, i.rows(tableLeaves))
+		}
+	}
+}

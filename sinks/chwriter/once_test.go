@@ -1,0 +1,276 @@
+package chwriter
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"getimmutable.dev/immutable/schemas"
+)
+
+// duplicates returns how many inserts ClickHouse has dropped because it had their token.
+func (r *rig) duplicates() uint64 {
+	r.tb.Helper()
+	return r.count("SELECT toUInt64(sum(value)) FROM system.events WHERE event = 'DuplicatedInsertedBlocks'")
+}
+
+func TestRestart(t *testing.T) {
+	r := newRig(t)
+	for range 3 {
+		r.produce(500)
+		w := r.start(r.config())
+		r.check()
+		w.stop()
+		if diff := cmp.Diff(r.ends(), r.committed()); diff != "" {
+			t.Errorf("after a stop, everything is committed and nothing announced (-want +got):\n%s", diff)
+		}
+	}
+}
+
+func TestCommitsWhenIdle(t *testing.T) {
+	r := newRig(t)
+	w := r.start(r.config())
+	r.produce(100)
+	r.check()
+	await(t, "waiting for the commit", func() error {
+		if diff := cmp.Diff(r.ends(), r.committed()); diff != "" {
+			return fmt.Errorf("offsets (-want +got):\n%s", diff)
+		}
+		return nil
+	})
+	if n := w.metric("lag_records"); n != 0 {
+		t.Errorf("lag of %v records", n)
+	}
+}
+
+// Ledger records come in transactions: some offsets hold markers, and some records were aborted.
+func TestTransactions(t *testing.T) {
+	r := newRig(t)
+	w := r.start(r.config())
+	cl := r.kafka.Client(t, kgo.TransactionalID("t"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for i := range 12 {
+		records := r.sealer.events(20)
+		for _, commit := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
+			if err := cl.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+			for _, rec := range records {
+				again := *rec
+				again.Topic = r.kafka.Config.Topic(schemas.TopicLedger)
+				if err := cl.ProduceSync(t.Context(), &again).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := cl.EndTransaction(t.Context(), commit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%4 == 3 { // in between, everything is taken over
+			w.stop()
+			w = r.start(r.config())
+		}
+	}
+	r.check()
+	if n := w.metric("halted_partitions"); n != 0 {
+		t.Errorf("%v halted partitions", n)
+	}
+}
+
+// An insert that its owner sent before it was replaced, and that arrives after its successor has gone on.
+func TestLateInsert(t *testing.T) {
+	for name, leave := range map[string]bool{"owner leaves": true, "owner gives up half": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			p, through := newProxy(t, r.dsn)
+			cfg := r.config()
+			cfg.ClickHouse.DSN, cfg.DrainTimeout, cfg.Inserters = through, time.Millisecond, 4
+			a := r.start(cfg)
+			r.produce(200)
+			r.check()
+
+			p.arm(hold, 4)
+			r.produce(200)
+			for range 4 { // one insert of each partition
+				<-p.hit
+			}
+			if leave {
+				a.stop()
+			}
+			b := r.start(r.config())
+			if leave {
+				r.check()
+				if n := b.metric("batches_taken_over_total"); n != 4 {
+					t.Errorf("%v batches taken over, want 4", n)
+				}
+			} else {
+				await(t, "waiting for the other half", func() error {
+					if n := b.metric("batches_taken_over_total"); n != 2 {
+						return fmt.Errorf("%v batches taken over, want 2", n)
+					}
+					return nil
+				})
+			}
+			r.produce(200)
+
+			before := r.duplicates()
+			close(p.release)
+			await(t, "waiting for the late inserts", func() error {
+				want := uint64(2)
+				if leave {
+					want = 4
+				}
+				if n := r.duplicates() - before; n < want {
+					return fmt.Errorf("%d inserts dropped, want %d", n, want)
+				}
+				return nil
+			})
+			r.produce(200)
+			r.check()
+		})
+	}
+}
+
+// The connection breaks when the server has the insert, or has not, and the writer cannot know.
+func TestUncertainInsert(t *testing.T) {
+	for name, fault := range map[string]faultKind{"answer lost": cut, "insert lost": lose} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			p, through := newProxy(t, r.dsn)
+			cfg := r.config()
+			cfg.ClickHouse.DSN = through
+			w := r.start(cfg)
+			r.produce(100)
+			r.check()
+			p.arm(fault, 3)
+			for range 3 {
+				r.produce(100)
+				<-p.hit
+			}
+			r.check()
+			if n := w.metric("insert_retries_total"); n < 3 {
+				t.Errorf("%v retries, want at least 3", n)
+			}
+			w.awaitReady()
+		})
+	}
+}
+
+// Two writers come and go; each rebalance moves partitions in the middle of their work.
+func TestRebalance(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.BatchRows, cfg.Linger = 50, time.Millisecond
+	a := r.start(cfg)
+	for range 4 {
+		r.produce(500)
+		b := r.start(cfg)
+		await(t, "waiting for the other half", func() error {
+			if x, y := a.metric("partitions"), b.metric("partitions"); x != 2 || y != 2 {
+				return fmt.Errorf("%v and %v partitions", x, y)
+			}
+			return nil
+		})
+		r.produce(500)
+		a.stop()
+		a = b
+	}
+	r.check()
+}
+
+// The group's offset is moved back, as an operator may do: nothing comes twice.
+func TestOffsetsMovedBack(t *testing.T) {
+	r := newRig(t)
+	w := r.start(r.config())
+	r.produce(400)
+	r.check()
+	w.stop()
+	total := 400 + len(r.sealer.heads)
+	back := make(map[int32]kadm.Offset)
+	for p := range r.kafka.Layout.Partitions {
+		back[p] = kadm.Offset{At: 0}
+	}
+	r.setCommitted(back)
+	r.produce(100)
+	total += 100
+	w = r.start(r.config())
+	r.check()
+	if n := w.metric("records_skipped_total"); n != float64(total-100) {
+		t.Errorf("%v records skipped, want %d", n, total-100)
+	}
+}
+
+// The group has forgotten its offsets, as Kafka lets it after a week without members.
+func TestOffsetsForgotten(t *testing.T) {
+	r := newRig(t)
+	w := r.start(r.config())
+	r.produce(100)
+	r.check()
+	w.stop()
+	if _, err := r.admin.DeleteGroup(t.Context(), r.kafka.Config.Group(schemas.GroupClickHouse)); err != nil {
+		t.Fatal(err)
+	}
+	r.produce(100)
+	r.start(r.config())
+	r.check()
+}
+
+// ClickHouse was killed when it had written down an insert's token, but not its rows.
+func TestTokenWithoutRows(t *testing.T) {
+	r := newRig(t)
+	r.produce(100)
+	announced := make(map[int32]kadm.Offset)
+	for p, records := range r.ledger() {
+		i := r.inserter()
+		if _, _, err := i.load(p, records, 1); err != nil {
+			t.Fatal(err)
+		}
+		b := newBatch(records)
+		token := fmt.Sprintf("%s/%d/%d-%d", records[0].Topic, p, b.first, b.last)
+		for _, table := range []string{tableLeaves, tableEvents} {
+			if err := i.insert(t.Context(), table, token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		announced[p] = kadm.Offset{At: b.first, Metadata: fmt.Sprint(b.last)}
+	}
+	for _, table := range []string{tableLeaves, tableEvents} {
+		if err := r.conn.Exec(t.Context(), "ALTER TABLE "+table+" DELETE WHERE true SETTINGS mutations_sync = 1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.setCommitted(announced)
+	r.start(r.config())
+	r.check()
+}
+
+// ledger returns the records of the topic by partition.
+func (r *rig) ledger() map[int32][]*kgo.Record {
+	r.tb.Helper()
+	n := 0
+	for _, h := range r.sealer.heads {
+		n += int(h.Size)
+	}
+	got := make(map[int32][]*kgo.Record)
+	for _, rec := range r.kafka.Consume(r.tb, schemas.TopicLedger, n) {
+		got[rec.Partition] = append(got[rec.Partition], rec)
+	}
+	return got
+}
+
+// inserter returns one that is connected.
+func (r *rig) inserter() *inserter {
+	r.tb.Helper()
+	i, err := newInserter(r.config().ClickHouse, serverTimeout)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.tb.Cleanup(i.close)
+	if err := i.connect(r.tb.Context()); err != nil {
+		r.tb.Fatal(err)
+	}
+	return i
+}
