@@ -281,7 +281,7 @@ func (ss spans) add(l limits, topic string, partition int32, from int64) {
 	ss[topic][partition] = span{from: from, end: end}
 }
 
-// read gives each committed record of ranges to use, those of one partition in order.
+// read gives each committed record of ranges to use, those of one partition in order. It empties ranges.
 func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record)) error {
 	left := 0
 	offsets := make(map[string]map[int32]kgo.Offset)
@@ -298,8 +298,9 @@ func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record))
 	cl, err := kgo.NewClient(slices.Concat(s.clients, []kgo.Opt{
 		kgo.ConsumePartitions(offsets),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		// The last offset before a high watermark is often that of a transaction's marker: only by seeing it is the end
-		// known. It is never compacted away, being in the active segment.
+		// Only by seeing what is at the last offset before the high watermark, or behind it, is the end known. That is
+		// often a transaction's marker; where it is a record of an aborted one, which is left out, the marker follows.
+		// None is compacted away: they are in the active segment.
 		kgo.KeepControlRecords(),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchMaxBytes(s.cfg.FetchBytes),
@@ -316,11 +317,16 @@ func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record))
 		}
 		for it := fetches.RecordIter(); !it.Done(); {
 			r := it.Next()
-			end := ranges[r.Topic][r.Partition].end
-			if r.Offset < end && !r.Attrs.IsControl() {
+			span, ok := ranges[r.Topic][r.Partition]
+			if !ok {
+				continue // it is read to its end
+			}
+			if r.Offset < span.end && !r.Attrs.IsControl() {
 				use(r)
 			}
-			if r.Offset == end-1 {
+			// What was aborted is not delivered; its marker, which may be above the end, is.
+			if r.Offset >= span.end-1 {
+				delete(ranges[r.Topic], r.Partition)
 				left--
 			}
 		}
