@@ -16,6 +16,10 @@ const testPartitions = 4
 // testLanes of every workspace of these tests.
 const testLanes = 4
 
+// recordedAt is the time of the first event, in microseconds: the year 2100. What is older than the topics' retention, a
+// real broker deletes under the test.
+const recordedAt = 4_102_444_800_000_000
+
 // fill returns n bytes that depend on the numbers.
 func fill(n int, numbers ...uint64) []byte {
 	var b []byte
@@ -31,7 +35,7 @@ func newEvent(workspace uint64, lane uint32, n uint64, keyed bool) *recordpb.Eve
 	return &recordpb.Event{
 		Id: fill(16, workspace, uint64(lane), n, 1), Keyed: keyed, Kind: recordpb.Kind_KIND_EVENT,
 		Workspace: fill(16, workspace, 2), Incarnation: fill(16, workspace, 3), Lane: lane, Lanes: testLanes,
-		RecordedAt: 1_790_000_000_000_000 + int64(n)*1000, Seed: fill(16, workspace, n, 4),
+		RecordedAt: recordedAt + int64(n)*1000, Seed: fill(16, workspace, n, 4),
 		Body:       []byte(`{"action":"deploy","actor_id":"ci","version":1}`),
 		FieldCount: 3, BodyRoot: fill(32, workspace, n, 5), OccurredAt: 1_790_000_000_000_000,
 		ActorId: "ci", Action: "deploy", Resource: "service", ResourceId: "api-gateway",

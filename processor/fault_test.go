@@ -144,10 +144,11 @@ func halts(t *testing.T, c *kafkatest.Cluster, cfg Config, want string) *running
 	if got := p.metric(t, "halted_partitions"); got != 1 {
 		t.Errorf("metric says that %v partitions are halted", got)
 	}
-	before := unsealedOf(t.Context(), t, c)
+	admin := kadm.NewClient(c.Client(t))
+	before := unsealedOf(t.Context(), t, c, admin)
 	produce(t, c, 10_000, 200)
 	await(t, "sealing the other partitions", func(ctx context.Context) error {
-		left := unsealedOf(ctx, t, c)
+		left := unsealedOf(ctx, t, c, admin)
 		if len(left) != 1 || left[1] <= before[1] {
 			return fmt.Errorf("unsealed: %v", left)
 		}
@@ -157,9 +158,9 @@ func halts(t *testing.T, c *kafkatest.Cluster, cfg Config, want string) *running
 }
 
 // unsealedOf returns how many input offsets are not sealed, for the partitions where there are any.
-func unsealedOf(ctx context.Context, t *testing.T, c *kafkatest.Cluster) map[int32]int64 {
+func unsealedOf(ctx context.Context, t *testing.T, c *kafkatest.Cluster, admin *kadm.Client) map[int32]int64 {
 	t.Helper()
-	admin, topic := kadm.NewClient(c.Client(t)), c.Config.Topic(schemas.TopicEvents)
+	topic := c.Config.Topic(schemas.TopicEvents)
 	committed, err := admin.FetchOffsets(ctx, c.Config.Group(schemas.GroupSeal))
 	if err != nil {
 		t.Fatal(err)
@@ -297,15 +298,16 @@ func TestHaltsOnATruncatedOutput(t *testing.T) {
 }
 
 // Retention removes the ledger's oldest records, at last all of an idle partition's: that is no truncation.
-func TestTakesOverAfterRetention(t *testing.T) {
-	c := kafkatest.Start(t)
+func takesOverAfterRetention(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	sealSome(t, c)
-	for _, topic := range []string{schemas.TopicLedger, schemas.TopicEvents} {
-		for _, info := range c.Fake.PartitionInfos(c.Config.Topic(topic)) {
-			if err := c.Fake.DeleteRecords(c.Config.Topic(topic), info.Partition, info.HighWatermark); err != nil {
-				t.Fatal(err)
-			}
-		}
+	admin := kadm.NewClient(c.Client(t))
+	ends, err := admin.ListEndOffsets(t.Context(), c.Config.Topic(schemas.TopicLedger), c.Config.Topic(schemas.TopicEvents))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.DeleteRecords(t.Context(), ends.Offsets()); err != nil {
+		t.Fatal(err)
 	}
 	p := start(t, testConfig(c))
 	await(t, "ready", p.Ready)
@@ -333,8 +335,9 @@ func TestHaltsWhenInputIsLost(t *testing.T) {
 		return nil
 	})
 	produce(t, c, 500, 500)
+	admin := kadm.NewClient(c.Client(t))
 	await(t, "sealing the other partitions", func(ctx context.Context) error {
-		if left := unsealedOf(ctx, t, c); len(left) != 1 || left[1] == 0 {
+		if left := unsealedOf(ctx, t, c, admin); len(left) != 1 || left[1] == 0 {
 			return fmt.Errorf("unsealed: %v", left)
 		}
 		return nil
@@ -342,10 +345,10 @@ func TestHaltsWhenInputIsLost(t *testing.T) {
 }
 
 // A transaction that stays open holds a take-over back until its time is up; it is tried again.
-func TestTakeOverWaitsForOpenTransactions(t *testing.T) {
-	c := kafkatest.Start(t)
+func takeOverWaitsForOpenTransactions(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	sealSome(t, c)
-	stranger := c.Client(t, kgo.TransactionalID("stranger"), kgo.TransactionTimeout(time.Minute),
+	stranger := c.Client(t, kgo.TransactionalID(c.Config.Group("stranger")), kgo.TransactionTimeout(time.Minute),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err := stranger.BeginTransaction(); err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 )
 
 // deadline is how long a test waits for what must happen. It is never reached when all is well.
-const deadline = 30 * time.Second
+const deadline = time.Minute
 
 // await waits until done returns nil.
 func await(tb testing.TB, what string, done func(ctx context.Context) error) {

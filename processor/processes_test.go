@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -28,7 +29,8 @@ import (
 	"getimmutable.dev/immutable/schemas"
 )
 
-// childEnv in the environment makes the test binary a processor: its value is the broker, then the instance.
+// childEnv in the environment makes the test binary a processor: its value is the brokers, the prefix of the
+// topics, their replicas and the instance, which may be empty.
 const childEnv = "IMMUTABLE_TEST_PROCESSOR"
 
 func TestMain(m *testing.M) {
@@ -43,11 +45,12 @@ func TestMain(m *testing.M) {
 }
 
 func child(args string) error {
-	broker, instance, _ := strings.Cut(args, " ")
-	c := &kafkatest.Cluster{Layout: schemas.TopicLayout{
-		Prefix: schemas.DefaultTopicPrefix, Partitions: testPartitions, Replicas: 1, LedgerRetentionDays: 30,
-	}}
-	c.Config.Brokers, c.Config.TopicPrefix = []string{broker}, schemas.DefaultTopicPrefix
+	c := &kafkatest.Cluster{Layout: schemas.TopicLayout{Partitions: testPartitions, LedgerRetentionDays: 30}}
+	var brokers, instance string
+	if _, err := fmt.Sscanf(args, "%s %s %d %q", &brokers, &c.Layout.Prefix, &c.Layout.Replicas, &instance); err != nil {
+		return fmt.Errorf("%s: %w", childEnv, err)
+	}
+	c.Config.Brokers, c.Config.TopicPrefix = strings.Split(brokers, ","), c.Layout.Prefix
 	cfg := shortSessions(testConfig(c))
 	cfg.Instance = instance
 	p, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
@@ -79,7 +82,8 @@ type process struct {
 func startProcess(t *testing.T, c *kafkatest.Cluster, instance string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(os.Args[0], "-test.run=^$"), logged: make(chan struct{})}
-	p.Env = append(os.Environ(), childEnv+"="+c.Config.Brokers[0]+" "+instance)
+	args := fmt.Sprintf("%s %s %d %q", strings.Join(c.Config.Brokers, ","), c.Layout.Prefix, c.Layout.Replicas, instance)
+	p.Env = append(os.Environ(), childEnv+"="+args)
 	stderr, err := p.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -124,33 +128,54 @@ var steps = []struct {
 func produces(ids map[string][16]byte, req kmsg.Request, topic string) bool {
 	r, ok := req.(*kmsg.ProduceRequest)
 	return ok && slices.ContainsFunc(r.Topics, func(t kmsg.ProduceRequestTopic) bool {
-		name := schemas.DefaultTopicPrefix + topic
-		return t.Topic == name || t.TopicID == ids[name]
+		for name, id := range ids {
+			if strings.HasSuffix(name, "."+topic) && (t.Topic == name || t.TopicID == id) {
+				return true
+			}
+		}
+		return false
 	})
 }
 
 var errNotMet = errors.New("the step has not come")
 
+// interceptor has every request to a broker shown to see, which says whether the broker never gets it.
+type interceptor func(see func(kmsg.Request) (drop bool))
+
+// fake is the interceptor of a kfake.
+func fake(c *kafkatest.Cluster) interceptor {
+	return func(see func(kmsg.Request) bool) {
+		c.Fake.ControlKey(-1, func(req kmsg.Request) (kmsg.Response, error, bool) {
+			if see(req) {
+				return nil, errNotMet, true
+			}
+			return nil, nil, false
+		})
+	}
+}
+
 // atStep calls f when the next request of a kind arrives; drop says whether the broker never acts on it.
 func atStep(
-	t *testing.T, c *kafkatest.Cluster, is func(map[string][16]byte, kmsg.Request) bool, drop bool, f func(),
+	t *testing.T, c *kafkatest.Cluster, intercept interceptor,
+	is func(map[string][16]byte, kmsg.Request) bool, drop bool, f func(),
 ) (met func(context.Context) error) {
 	t.Helper()
+	topics, err := kadm.NewClient(c.Client(t)).ListTopics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	ids := make(map[string][16]byte)
 	for _, topic := range schemas.Topics(c.Layout) {
-		ids[topic.Name] = c.Fake.TopicInfo(topic.Name).TopicID
+		ids[topic.Name] = topics[topic.Name].ID
 	}
 	var begun, done atomic.Bool
-	c.Fake.ControlKey(-1, func(req kmsg.Request) (kmsg.Response, error, bool) {
+	intercept(func(req kmsg.Request) bool {
 		if !is(ids, req) || !begun.CompareAndSwap(false, true) {
-			return nil, nil, false
+			return false
 		}
 		f()
 		done.Store(true)
-		if drop {
-			return nil, errNotMet, true
-		}
-		return nil, nil, false
+		return drop
 	})
 	return func(context.Context) error {
 		if !done.Load() {
@@ -170,23 +195,31 @@ func TestKilledAtEveryStep(t *testing.T) {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
 					c := shortSessionCluster(t)
-					produce(t, c, 0, 1000)
-					p := startProcess(t, c, instance)
-					awaitSealed(t, c)
-					met := atStep(t, c, step.is, drop, func() { p.signal(syscall.SIGKILL) })
-					produce(t, c, 1000, 500)
-					await(t, "killing at the step", met)
-					p.kill()
-					begun := time.Now()
-					next := startProcess(t, c, instance)
-					awaitSealed(t, c)
-					t.Logf("sealing again after %s", time.Since(begun).Round(10*time.Millisecond))
-					next.kill()
-					checkTopics(t, c, 2*blockLeaves).wantTotals(t, 1500, 0, 0)
+					killedAt(t, c, fake(c), step.is, drop, instance)
 				})
 			}
 		}
 	}
+}
+
+func killedAt(
+	t *testing.T, c *kafkatest.Cluster, intercept interceptor, is func(map[string][16]byte, kmsg.Request) bool,
+	drop bool, instance string,
+) {
+	t.Helper()
+	produce(t, c, 0, 1000)
+	p := startProcess(t, c, instance)
+	awaitSealed(t, c)
+	met := atStep(t, c, intercept, is, drop, func() { p.signal(syscall.SIGKILL) })
+	produce(t, c, 1000, 500)
+	await(t, "killing at the step", met)
+	p.kill()
+	begun := time.Now()
+	next := startProcess(t, c, instance)
+	awaitSealed(t, c)
+	t.Logf("sealing again after %s", time.Since(begun).Round(10*time.Millisecond))
+	next.kill()
+	checkTopics(t, c, 2*blockLeaves).wantTotals(t, 1500, 0, 0)
 }
 
 // A processor stops in the middle of a transaction for so long that another one takes its partitions, and then goes on
@@ -197,38 +230,46 @@ func TestZombie(t *testing.T) {
 		t.Run(step.name, func(t *testing.T) {
 			t.Parallel()
 			c := shortSessionCluster(t)
-			produce(t, c, 0, 1000)
-			zombie := startProcess(t, c, "")
-			awaitSealed(t, c)
-			met := atStep(t, c, step.is, false, func() { zombie.signal(syscall.SIGSTOP) })
-			produce(t, c, 1000, 1000)
-			await(t, "stopping at the step", met)
-			other := start(t, shortSessions(testConfig(c)))
-			produce(t, c, 2000, 1000)
-			awaitSealed(t, c)
-			zombie.signal(syscall.SIGCONT)
-			produce(t, c, 3000, 1000)
-			awaitSealed(t, c)
-			// It comes back into the group and takes its share.
-			await(t, "two members", func(ctx context.Context) error {
-				info, err := c.Fake.WaitGroupStable(ctx, c.Config.Group(schemas.GroupSeal), 2)
-				if err == nil && len(info.Members) != 2 {
-					err = fmt.Errorf("%d members", len(info.Members))
-				}
-				return err
-			})
-			produce(t, c, 4000, 1000)
-			awaitSealed(t, c)
-			zombie.kill()
-			other.stop(t)
-			checkTopics(t, c, 2*blockLeaves).wantTotals(t, 5000, 0, 0)
+			zombieAt(t, c, fake(c), step.is)
 		})
 	}
 }
 
+func zombieAt(
+	t *testing.T, c *kafkatest.Cluster, intercept interceptor, is func(map[string][16]byte, kmsg.Request) bool,
+) {
+	t.Helper()
+	produce(t, c, 0, 1000)
+	zombie := startProcess(t, c, "")
+	awaitSealed(t, c)
+	met := atStep(t, c, intercept, is, false, func() { zombie.signal(syscall.SIGSTOP) })
+	produce(t, c, 1000, 1000)
+	await(t, "stopping at the step", met)
+	other := start(t, shortSessions(testConfig(c)))
+	produce(t, c, 2000, 1000)
+	awaitSealed(t, c)
+	zombie.signal(syscall.SIGCONT)
+	produce(t, c, 3000, 1000)
+	awaitSealed(t, c)
+	// It comes back into the group and takes its share.
+	admin := kadm.NewClient(c.Client(t))
+	await(t, "two members", func(ctx context.Context) error {
+		groups, err := admin.DescribeGroups(ctx, c.Config.Group(schemas.GroupSeal))
+		if g := groups.Sorted(); err == nil && (len(g) != 1 || g[0].State != "Stable" || len(g[0].Members) != 2) {
+			err = fmt.Errorf("not a stable group of two: %+v", g)
+		}
+		return err
+	})
+	produce(t, c, 4000, 1000)
+	awaitSealed(t, c)
+	zombie.kill()
+	other.stop(t)
+	checkTopics(t, c, 2*blockLeaves).wantTotals(t, 5000, 0, 0)
+}
+
 // Processors come and go while input arrives: partitions move between transactions, and no transaction is lost to it.
-func TestRebalances(t *testing.T) {
-	c := kafkatest.Start(t)
+func churn(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	rng := rand.New(rand.NewPCG(1, 2))
 	var all, on []*running
 	total := 0
@@ -269,8 +310,8 @@ func TestRebalances(t *testing.T) {
 }
 
 // Two processes with one instance name: one of them has to go.
-func TestSameInstanceTwice(t *testing.T) {
-	c := kafkatest.Start(t)
+func sameInstanceTwice(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	cfg := testConfig(c)
 	cfg.Instance = "0"
 	first := start(t, cfg)

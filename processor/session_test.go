@@ -2,17 +2,41 @@ package processor
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/schemas"
 )
 
-func TestSealsWhatIsThereAndWhatArrives(t *testing.T) {
-	c := kafkatest.Start(t)
+// scenarios are what is tested on kfake and on a real broker.
+var scenarios = []struct {
+	name string
+	run  func(*testing.T, *kafkatest.Cluster)
+}{
+	{"seals what is there and what arrives", sealsWhatIsThereAndWhatArrives},
+	{"goes on where the last one ended", goesOnWhereTheLastOneEnded},
+	{"duplicates and dead letters", duplicatesAndDeadLetters},
+	{"input with transactions", inputWithTransactions},
+	{"commits what is in hand at the end", commitsWhatIsInHandAtTheEnd},
+	{"rebalances", churn},
+	{"one instance twice", sameInstanceTwice},
+	{"takes over after retention", takesOverAfterRetention},
+	{"a take-over waits for open transactions", takeOverWaitsForOpenTransactions},
+}
+
+func TestScenarios(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) { s.run(t, kafkatest.Start(t)) })
+	}
+}
+
+func sealsWhatIsThereAndWhatArrives(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	produce(t, c, 0, 3000)
 	p := start(t, testConfig(c))
 	awaitSealed(t, c)
@@ -35,8 +59,8 @@ func TestSealsWhatIsThereAndWhatArrives(t *testing.T) {
 	}
 }
 
-func TestGoesOnWhereTheLastOneEnded(t *testing.T) {
-	c := kafkatest.Start(t)
+func goesOnWhereTheLastOneEnded(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	for i := range 4 {
 		produce(t, c, i*1500, 1500)
 		p := start(t, testConfig(c))
@@ -46,8 +70,8 @@ func TestGoesOnWhereTheLastOneEnded(t *testing.T) {
 	checkTopics(t, c, 2*blockLeaves).wantTotals(t, 6000, 0, 0)
 }
 
-func TestDuplicatesAndDeadLetters(t *testing.T) {
-	c := kafkatest.Start(t)
+func duplicatesAndDeadLetters(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	good := func(n uint64) *kgo.Record { return eventRecord(t, newEvent(1, 0, n, true)) }
 	produceAll := func(records ...*kgo.Record) { c.Produce(t, records...) }
 	elsewhere := good(7)
@@ -74,13 +98,13 @@ func TestDuplicatesAndDeadLetters(t *testing.T) {
 }
 
 // Input that ends in transactions: aborted records, markers, and a tail of markers only.
-func TestInputWithTransactions(t *testing.T) {
-	c := kafkatest.Start(t)
+func inputWithTransactions(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	p := start(t, testConfig(c))
 	number := 0
 	transact := func(n int, commit kgo.TransactionEndTry) {
 		t.Helper()
-		cl := c.Client(t, kgo.TransactionalID("test"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		cl := c.Client(t, kgo.TransactionalID(c.Config.Group("test")), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 		defer cl.Close()
 		if err := cl.BeginTransaction(); err != nil {
 			t.Fatal(err)
@@ -112,22 +136,23 @@ func TestInputWithTransactions(t *testing.T) {
 	}
 }
 
-func TestCommitsWhatIsInHandAtTheEnd(t *testing.T) {
-	c := kafkatest.Start(t)
+func commitsWhatIsInHandAtTheEnd(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	cfg := testConfig(c)
 	cfg.TransactionInterval = time.Second
 	p := start(t, cfg)
 	await(t, "ready", p.Ready)
 	// The transaction has begun when its first leaf is on the ledger, and goes on for a second from there.
 	produce(t, c, 0, 500)
-	ledger := c.Config.Topic(schemas.TopicLedger)
-	await(t, "a leaf", func(context.Context) error {
-		for _, info := range c.Fake.PartitionInfos(ledger) {
-			if info.HighWatermark > 0 {
+	admin, ledger := kadm.NewClient(c.Client(t)), c.Config.Topic(schemas.TopicLedger)
+	await(t, "a leaf", func(ctx context.Context) error {
+		ends, err := admin.ListEndOffsets(ctx, ledger)
+		for _, o := range ends.Offsets().Sorted() {
+			if o.At > 0 {
 				return nil
 			}
 		}
-		return errUncommitted
+		return errors.Join(err, errUncommitted)
 	})
 	p.stop(t)
 	if r := checkTopics(t, c, 2*blockLeaves); r.Inputs == 0 {
