@@ -12,6 +12,7 @@ func (b *Builder) takeMetadata(i int) {
 	if !b.checkMetadata(metadata, i) || b.tape.nodes[i].count == 0 {
 		return
 	}
+	b.metadata = i
 	b.scan(metadata, i, namesNothing)
 	start := len(b.canonical)
 	b.canonical = append(b.canonical, '{')
@@ -34,7 +35,6 @@ func (b *Builder) takeMetadata(i int) {
 		return
 	}
 	slices.SortFunc(b.members, func(x, y member) int { return bytes.Compare(b.path(x), b.path(y)) })
-	b.metadata = i
 	b.columns[metadata].json = span{start, len(b.canonical)}
 	b.prefix = b.prefix[:0]
 	if !b.addEntries(i) {

@@ -11,12 +11,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// normalise takes the members of the event, in document order, and sets the columns.
+// normalise takes the members of the event, in document order but for metadata, and sets the columns.
 func (b *Builder) normalise(in *Input) {
 	if kind := b.tape.nodes[0].kind; kind != '{' {
 		b.fault("", "the event must be a JSON object, not "+kindName(kind))
 		return
 	}
+	last := 0
 	for i := range b.tape.children(0) {
 		n := &b.tape.nodes[i]
 		name := b.tape.bytes(n.name)
@@ -27,9 +28,14 @@ func (b *Builder) normalise(in *Input) {
 			b.faultAt(i, "is not a field of an event; known are "+knownFields+"; anything else belongs in metadata")
 		case f == resource && n.kind == '{':
 			b.takeObject(i, resourceMember, "{type, id, name}")
+		case f == metadata && !n.duplicate:
+			last = i // What its members mean depends on resource.
 		default:
 			b.take(f, i)
 		}
+	}
+	if last > 0 {
+		b.take(metadata, last)
 	}
 	b.headerKey(in.IdempotencyKey)
 	for _, f := range [...]field{actorID, action} {

@@ -1,6 +1,9 @@
 package event
 
-import "slices"
+import (
+	"bytes"
+	"slices"
+)
 
 // SecretPolicy is what becomes of an event that holds what looks like a secret.
 type SecretPolicy string
@@ -78,8 +81,11 @@ func (b *Builder) scanObject(f field, i int, s sensitivity) {
 			continue
 		}
 		own := sensitivityOf(name)
-		if s > own && isValueName(name) {
+		switch {
+		case s > own && isValueName(name):
 			own = s
+		case own == namesKey && i == b.metadata && bytes.Equal(name, b.tape.bytes(b.columns[resource].text)):
+			own = namesThing // resource_id is filled from it: see Build.
 		}
 		b.scan(f, c, own)
 	}

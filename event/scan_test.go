@@ -47,7 +47,8 @@ func TestSensitiveValues(t *testing.T) {
 		},
 		{"state", `{"password":"changed","token":"Expired","secret":"rotated","api_key":"none"}`, ""},
 		{"number", `{"password":"12","token":"4096","max_tokens":"100000","secret":"-1.5"}`, ""},
-		{"what it is called", `{"secret":"production/database/primary","token":"refresh-token","credential":"database_credential","api_key":"Payments (live)","private_key":"deploy-2026"}`, ""},
+		{"what it is called", `{"secret":"production/database/primary-2026","token":"refresh_token","credential":"database_credential","api_key":"Payments (live)"}`, ""},
+		{"words", `{"secret":"correct-horse","api_key":"payments","config_key":"x.token","new_value":"fiddling-otter-8"}`, "api_key new_value secret"},
 		{"enumeration", `{"secret_type":"database_credential","secret_path":"production/database/primary","token_type":"Bearer1"}`, ""},
 		{"path", `{"password":"/run/secrets/db1","pwd":"/home/ci1"}`, ""},
 	}
@@ -62,6 +63,25 @@ func TestSensitiveValues(t *testing.T) {
 				t.Errorf("flags (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The member of metadata that is named as the resource says what it is called, and fills resource_id.
+func TestSecretThatTheEventIsAbout(t *testing.T) {
+	for _, order := range []string{`"resource":"api_key",%s`, `%s,"resource":{"type":"api_key"}`} {
+		for value, want := range map[string][]string{
+			"payments": nil, "payments-live-2": nil, "f3a9c1d0": {"possible_secret:metadata.api_key"}, "12345678-x": {"possible_secret:metadata.api_key"},
+		} {
+			members := fmt.Sprintf(order, `"metadata":{"api_key":"`+value+`","a":{"b":1}}`)
+			_, e := build(t, testWorkspace(), Input{JSON: []byte(with(members))})
+			if diff := cmp.Diff(want, e.Flags); diff != "" || e.ResourceId != value {
+				t.Errorf("%s: resource_id %q, flags (-want +got):\n%s", members, e.ResourceId, diff)
+			}
+		}
+	}
+	_, e := build(t, testWorkspace(), Input{JSON: []byte(with(`"resource":"token","metadata":{"a":{"token":"fiddling-otter-8"},"password":"payments"}`))})
+	if diff := cmp.Diff([]string{"possible_secret:metadata.a.token", "possible_secret:metadata.password"}, e.Flags); diff != "" {
+		t.Errorf("flags (-want +got):\n%s", diff)
 	}
 }
 

@@ -10,7 +10,9 @@ type sensitivity uint8
 
 const (
 	namesNothing sensitivity = iota
-	// namesKey: a token or key. Nobody makes one of words, so that words are taken for what the secret is called.
+	// namesThing: a token or key that the event is about. What it is called stands there more often than itself.
+	namesThing
+	// namesKey: a token or key.
 	namesKey
 	// namesPassword: it may be any text.
 	namesPassword
@@ -140,7 +142,14 @@ func isSecretValue(s sensitivity, text []byte) bool {
 	case s == namesPassword:
 		return !isNumber(text, 3) && text[0] != '/' && text[0] != '~'
 	}
-	return !isNumber(text, len(text)) && bytes.IndexByte(text, ' ') < 0 && !isCompound(text)
+	words := countWords(text)
+	switch {
+	case isNumber(text, len(text)), bytes.IndexByte(text, ' ') >= 0:
+		return false
+	case words > 1 && bytes.ContainsAny(text, "/_"): // database_credential, production/database/primary
+		return false
+	}
+	return s != namesThing || words == 0
 }
 
 // isMasked tells ***, ****1234, •••, xxxx, [REDACTED:x], <hidden>.
@@ -212,22 +221,20 @@ func isNumber(text []byte, most int) bool {
 	return true
 }
 
-// isCompound reports whether text is made of two or more words of small letters and short numbers, as names and
-// enumerations are: database_credential, production/database/primary, stripe-2024.
-func isCompound(text []byte) bool {
+// countWords returns of how many words of small letters and short numbers text is made, as names are: stripe-2024,
+// database_credential. It returns 0 where there is anything else in it.
+func countWords(text []byte) int {
 	words := 0
 	for len(text) > 0 {
 		n := (lowHex | lowRest).run(text, len(text))
 		if n == 0 {
-			if n = digits.run(text, len(text)); n > 4 {
-				return false
-			}
+			n = digits.run(text, 5)
 		}
-		if n == 0 || n < len(text) && bytes.IndexByte([]byte("_-./:"), text[n]) < 0 {
-			return false
+		if n == 0 || digits.has(text[0]) && n == 5 || n < len(text) && bytes.IndexByte([]byte("_-./:"), text[n]) < 0 {
+			return 0
 		}
 		words++
 		text = text[min(n+1, len(text)):]
 	}
-	return words > 1
+	return words
 }

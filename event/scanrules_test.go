@@ -48,9 +48,9 @@ var ruleCases = []struct {
 			"AccountKey=" + mixed(86) + "==", "X-Amz-Credential=" + caps(20) + "/2026", `{"password":"hunter2"}`, `{"a":1, "apiKey": "` + mixed(8) + `"}`,
 		},
 		[]string{
-			"a=b", "password=", "password= hunter2", "password=***", "password=${DB}", "password=$DB_PASS", "max_tokens=4096", "token=refresh-token", "token=true",
+			"a=b", "password=", "password= hunter2", "password=***", "password=${DB}", "password=$DB_PASS", "max_tokens=4096", "token=refresh_token", "token=true",
 			"token==x1", "=", "secret_path=a1", "x=" + mixed(40), "passwordpolicy=Strong1", `{"password":""}`, `{"password": null}`, `{"password":"[REDACTED]"}`,
-			`{"token":"refresh-token"}`, `{"note":"x1"}`, `password":"x1`, `":`, `{"password":`,
+			`{"token":"refresh_token"}`, `{"note":"x1"}`, `password":"x1`, `":`, `{"password":`,
 		},
 	},
 	{"aws-access-key", []string{"AK" + "IA" + caps(16), "id: AS" + "IA" + caps(16) + ".", "AB" + "IA" + caps(16), "AC" + "CA" + caps(16)}, []string{"AK" + "IA" + caps(15), "AK" + "IA" + caps(17), "X" + "AK" + "IA" + caps(16), "ASIA", "asia-southeast1"}},
