@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/event"
 )
 
 type workspacesCmd struct {
@@ -19,8 +20,9 @@ type workspacesCmd struct {
 
 type workspacesCreateCmd struct {
 	targetFlags
-	Name  string `arg:"" help:"Its name, which is unique."`
-	Lanes uint32 `help:"Chains that its events are spread over, at most the number of partitions; for ever. Default: all of them for the first workspace, else 4." placeholder:"N"`
+	Name         string `arg:"" help:"Its name, which is unique."`
+	Lanes        uint32 `help:"Chains that its events are spread over, at most the number of partitions; for ever. Default: all of them for the first workspace, else 4." placeholder:"N"`
+	SecretPolicy string `help:"What becomes of an event that holds what looks like a secret: flag keeps it and says so, redact replaces the secret, reject refuses the event." enum:"flag,redact,reject" default:"flag"`
 }
 
 // Run prints the id.
@@ -29,7 +31,9 @@ func (c *workspacesCreateCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	ws, err := w.CreateWorkspace(ctx, author(), control.NewWorkspace{Name: c.Name, Lanes: c.Lanes})
+	ws, err := w.CreateWorkspace(ctx, author(), control.NewWorkspace{
+		Name: c.Name, Lanes: c.Lanes, Settings: control.Settings{SecretPolicy: event.SecretPolicy(c.SecretPolicy)},
+	})
 	if err != nil {
 		return fmt.Errorf("creating workspace %q: %w", c.Name, err)
 	}
