@@ -65,20 +65,10 @@ func (s *sealed) reset() {
 func (s *sealed) decode(b []byte) error {
 	s.reset()
 	var event []byte
-	err := fields(b, func(num protowire.Number, v uint64, b []byte) {
+	err := fields(b, func(num protowire.Number, v uint64) {
 		switch num {
-		case 1:
-			event = b
-		case 2:
-			s.chain = b
 		case 3:
 			s.sequence = v
-		case 4:
-			s.previous = b
-		case 5:
-			s.leafHash = b
-		case 6:
-			s.node = b
 		case 7:
 			s.generation = v
 		case 8:
@@ -87,11 +77,25 @@ func (s *sealed) decode(b []byte) error {
 			s.offset = v
 		default: // of a later version
 		}
+	}, func(num protowire.Number, b []byte) {
+		switch num {
+		case 1:
+			event = b
+		case 2:
+			s.chain = b
+		case 4:
+			s.previous = b
+		case 5:
+			s.leafHash = b
+		case 6:
+			s.node = b
+		default: // of a later version
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("decoding the sealed record: %w", err)
 	}
-	if err := fields(event, s.eventField); err != nil {
+	if err := fields(event, s.eventNumber, s.eventBytes); err != nil {
 		return fmt.Errorf("decoding the event in a sealed record: %w", err)
 	}
 	if s.genesis() && len(s.id) == 0 {
@@ -100,38 +104,47 @@ func (s *sealed) decode(b []byte) error {
 	return s.check()
 }
 
-func (s *sealed) eventField(num protowire.Number, v uint64, b []byte) {
-	switch {
-	case num >= firstText && num < firstText+textFields:
-		s.text[num-firstText] = b
-	case num == 1:
-		s.id = b
-	case num == 3:
+func (s *sealed) eventNumber(num protowire.Number, v uint64) {
+	switch num {
+	case 3:
 		s.kind = v
-	case num == 4:
-		s.workspace = b
-	case num == 8:
+	case 8:
 		s.recordedAt = int64(v)
-	case num == 9:
-		s.seed = b
-	case num == 10:
-		s.body = b
-	case num == 11:
+	case 11:
 		s.fieldCount = v
-	case num == 12:
-		s.bodyRoot = b
-	case num == 16:
+	case 16:
 		s.occurredAt = int64(v)
-	case num == 29:
+	default: // none of the tables' columns
+	}
+}
+
+func (s *sealed) eventBytes(num protowire.Number, b []byte) {
+	if num >= firstText && num < firstText+textFields {
+		s.text[num-firstText] = b
+		return
+	}
+	switch num {
+	case 1:
+		s.id = b
+	case 4:
+		s.workspace = b
+	case 9:
+		s.seed = b
+	case 10:
+		s.body = b
+	case 12:
+		s.bodyRoot = b
+	case 29:
 		s.targetTypes = append(s.targetTypes, b)
-	case num == 30:
+	case 30:
 		s.targetIDs = append(s.targetIDs, b)
-	case num == 31:
+	case 31:
 		s.flags = append(s.flags, b)
-	case num == 32:
+	case 32:
 		s.metadataKeys = append(s.metadataKeys, b)
-	case num == 33:
+	case 33:
 		s.metadataValues = append(s.metadataValues, b)
+	default: // none of the tables' columns
 	}
 }
 
@@ -173,9 +186,11 @@ func (s *sealed) check() error {
 	return nil
 }
 
-// fields calls yield for each varint and each length-delimited field of a message; every field of the records is one
-// of the two, and others are skipped, as generated code does with fields that it does not know.
-func fields(b []byte, yield func(num protowire.Number, v uint64, b []byte)) error {
+// fields calls varint or bytes for each field of a message, by its wire type. Every field of the records has one of the
+// two; others are passed over, as generated code passes over what it does not know.
+func fields(
+	b []byte, varint func(num protowire.Number, v uint64), bytes func(num protowire.Number, b []byte),
+) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -184,26 +199,22 @@ func fields(b []byte, yield func(num protowire.Number, v uint64, b []byte)) erro
 		b = b[n:]
 		switch typ {
 		case protowire.VarintType:
-			v, n := protowire.ConsumeVarint(b)
-			if n < 0 {
-				return errWire
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n >= 0 {
+				varint(num, v)
 			}
-			yield(num, v, nil)
-			b = b[n:]
 		case protowire.BytesType:
-			v, n := protowire.ConsumeBytes(b)
-			if n < 0 {
-				return errWire
+			var v []byte
+			if v, n = protowire.ConsumeBytes(b); n >= 0 {
+				bytes(num, v)
 			}
-			yield(num, 0, v)
-			b = b[n:]
 		default:
-			n := protowire.ConsumeFieldValue(num, typ, b)
-			if n < 0 {
-				return errWire
-			}
-			b = b[n:]
+			n = protowire.ConsumeFieldValue(num, typ, b)
 		}
+		if n < 0 {
+			return errWire
+		}
+		b = b[n:]
 	}
 	return nil
 }
