@@ -149,18 +149,26 @@ func checkInstallation(ctx context.Context, in installation, ackLogs ...string) 
 		}
 	}
 	c.Acknowledged = len(c.promises)
+	// However much there is to read, nothing may stand still for as long as this.
+	wait := func(condition func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			defer cancel()
+			return condition(ctx)
+		}
+	}
 	// The order matters: what is read later covers what was read before.
 	for _, step := range []struct {
 		what string
 		do   func(context.Context) error
 	}{
 		{"reading events", c.readEvents},
-		{"waiting for the processor", c.waitSealed},
+		{"waiting for the processor", wait(c.waitSealed)},
 		{"reading the ledger", c.readLedger},
 		{"reading dead letters", c.readDLQ},
 		{"comparing inputs", c.compareInputs},
 		{"reading heads", c.readHeads},
-		{"waiting for the tables", c.waitStored},
+		{"waiting for the tables", wait(c.waitStored)},
 		{"reading the tables", c.readTables},
 	} {
 		if err := step.do(ctx); err != nil {
@@ -179,9 +187,7 @@ func checkInstallation(ctx context.Context, in installation, ackLogs ...string) 
 // mustHold fails the test unless the installation holds what it promised and at least min leaves.
 func mustHold(t *testing.T, in installation, minLeaves int, ackLogs ...string) *report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), checkTimeout)
-	defer cancel()
-	r, err := checkInstallation(ctx, in, ackLogs...)
+	r, err := checkInstallation(t.Context(), in, ackLogs...)
 	if err != nil {
 		t.Fatalf("checking the installation: %v", err)
 	}
@@ -193,8 +199,6 @@ func mustHold(t *testing.T, in installation, minLeaves int, ackLogs ...string) *
 	}
 	return r
 }
-
-const checkTimeout = 3 * time.Minute
 
 func (c *check) addPromise(a loadgen.Ack) error {
 	id, err := parseUUID(a.ID)

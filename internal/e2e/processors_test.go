@@ -14,15 +14,6 @@ import (
 	"getimmutable.dev/immutable/schemas"
 )
 
-// TestServices runs every service as a process of its own.
-func TestServices(t *testing.T) {
-	long(t)
-	e, partitions := embeddedEngines(t)
-	s := newServices(t, e, partitions)
-	t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, s.target()...) })
-	t.Run("processors", func(t *testing.T) { processors(t, s) })
-}
-
 // processors lets processors come, go, hang and come back as zombies under load. However they take over from each
 // other, there is one chain.
 func processors(t *testing.T, s *services) {
@@ -79,9 +70,6 @@ func processors(t *testing.T, s *services) {
 	l.quit(t)
 	t.Logf("check: %s; %+v", s.check(t, 3_000), l.Stats())
 	third.stop(t)
-	for _, p := range []*process{s.ingest, s.query, s.sinks} {
-		p.stop(t)
-	}
 }
 
 // sealGroup watches the processors' consumer group.

@@ -9,41 +9,42 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/internal/kafka/realkafka"
+	"getimmutable.dev/immutable/internal/loadgen"
 )
 
 // services is the production shape: each service a process of its own, against engines that outlive them.
 type services struct {
 	*stack
-	e                    engines
-	partitions           int32
-	masterKey            string
-	ingest, query, sinks *process
+	e          engines
+	partitions int32
+	masterKey  string
+	// ingest and query are looked up while the test replaces them.
+	ingest, query atomic.Pointer[process]
+	sinks         *process
 }
 
-// embeddedEngines are a broker inside the test process, and an embedded ClickHouse. Nothing that uses services knows.
-func embeddedEngines(t *testing.T) (e engines, partitions int32) {
+// newServices sets an installation up, on an empty Kafka and an empty ClickHouse, with the commands that an operator would
+// use, and starts one ingest, one query and one sinks. There is no processor yet.
+func newServices(t *testing.T, cluster *kafkatest.Cluster) *services {
 	t.Helper()
-	cluster := kafkatest.StartEmpty(t)
-	return engines{
+	e := engines{
 		brokers: cluster.Config.Brokers, prefix: cluster.Config.TopicPrefix, dsn: clickhousetest.StartEmpty(t).DSN(),
-	}, cluster.Layout.Partitions
-}
-
-// newServices sets an installation up with the commands that an operator would use, and starts one ingest, one query and
-// one sinks. There is no processor yet.
-func newServices(t *testing.T, e engines, partitions int32) *services {
-	t.Helper()
-	s := &services{e: e, partitions: partitions, masterKey: filepath.Join(t.TempDir(), "master.key")}
+	}
+	s := &services{e: e, partitions: cluster.Layout.Partitions, masterKey: filepath.Join(t.TempDir(), "master.key")}
 	s.stack = newStack(t, func(host string) (string, error) {
 		if host == ingestHost {
-			return s.ingest.address("serving")
+			return s.ingest.Load().address("serving")
 		}
-		return s.query.address("serving")
+		return s.query.Load().address("serving")
 	}, func() (engines, error) { return e, nil })
 	if _, err := control.CreateMasterKey(s.masterKey); err != nil {
 		t.Fatal(err)
@@ -52,18 +53,19 @@ func newServices(t *testing.T, e engines, partitions int32) *services {
 	s.cli(t, "migrate", s.tableFlags())
 	s.cli(t, "workspaces", "create", "default", s.target())
 	s.cli(t, "keys", "create", "--name=e2e", "--secret="+s.key, s.target())
-	s.ingest = s.service("ingest", "--addr=127.0.0.1:0", s.keyFlags())
-	s.query = s.service("query", "--addr=127.0.0.1:0", s.keyFlags(), s.tableFlags())
-	s.sinks = s.service("sinks", s.tableFlags())
-	for _, p := range []*process{s.ingest, s.query, s.sinks} {
+	s.ingest.Store(s.startIngest())
+	s.query.Store(s.service("query", "--addr=127.0.0.1:0", s.keyFlags(), s.tableFlags()))
+	s.sinks = s.startSinks()
+	for _, p := range []*process{s.ingest.Load(), s.query.Load(), s.sinks} {
 		s.ready(t, p)
 	}
 	return s
 }
 
 func (s *services) kafkaFlags() []string {
-	return []string{"--kafka=" + strings.Join(s.e.brokers, ",")}
+	return []string{"--kafka=" + strings.Join(s.e.brokers, ","), "--topic-prefix=" + s.e.prefix}
 }
+
 func (s *services) keyFlags() []string   { return []string{"--master-key-file=" + s.masterKey} }
 func (s *services) tableFlags() []string { return []string{"--clickhouse=" + s.e.dsn} }
 
@@ -74,11 +76,29 @@ func (s *services) layoutFlags() []string {
 	return []string{fmt.Sprint("--partitions=", s.partitions), "--allow-single-replica"}
 }
 
+// startIngest starts an ingest that crashes at a place, or nowhere.
+func (s *services) startIngest(crashAt ...string) *process {
+	return s.crashingService(crashAt, "ingest", "--addr=127.0.0.1:0", s.keyFlags())
+}
+
+// startSinks starts a sinks that crashes at a place, or nowhere. Its name lets the next one have its partitions at once.
+func (s *services) startSinks(crashAt ...string) *process {
+	return s.crashingService(crashAt, "sinks", "--instance=0", s.tableFlags())
+}
+
 // service starts a subcommand that runs until it is stopped.
 func (s *services) service(name string, args ...any) *process {
+	return s.crashingService(nil, name, args...)
+}
+
+func (s *services) crashingService(crashAt []string, name string, args ...any) *process {
 	s.t.Helper()
+	binary, env := immutable(s.t), []string(nil)
+	if len(crashAt) > 0 {
+		binary, env = crashing(s.t), []string{"IMMUTABLE_CRASH_AT=" + crashAt[0]}
+	}
 	all := append([]any{name, "--internal-addr=127.0.0.1:0", s.kafkaFlags(), s.layoutFlags()}, args...)
-	return start(s.t, name, nil, immutable(s.t), flattenArgs(all)...)
+	return start(s.t, name, env, binary, flattenArgs(all)...)
 }
 
 // ready waits until a service says that it is.
@@ -120,4 +140,76 @@ func (p *process) address(message string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s does not listen yet", p.name)
+}
+
+// TestServices runs every service as a process of its own, on the embedded Kafka and on a real one.
+func TestServices(t *testing.T) {
+	long(t)
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		kafka func(*testing.T) *kafkatest.Cluster
+	}{
+		{"embedded kafka", func(t *testing.T) *kafkatest.Cluster {
+			t.Helper()
+			return kafkatest.StartEmpty(t)
+		}},
+		{"apache kafka", func(t *testing.T) *kafkatest.Cluster {
+			t.Helper()
+			return realkafka.Start(t, realkafka.Config{}).EmptyInstallation()
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel() // mostly it waits for sessions to end
+			s := newServices(t, tc.kafka(t))
+			t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, s.target()...) })
+			t.Run("processors", func(t *testing.T) { processors(t, s) })
+			t.Run("crash points", func(t *testing.T) { serviceCrashes(t, s) })
+			for _, p := range []*process{s.ingest.Load(), s.query.Load(), s.sinks} {
+				p.stop(t)
+			}
+		})
+	}
+}
+
+// serviceCrashes kills the service that has each crash point, while the broker and the others go on.
+func serviceCrashes(t *testing.T, s *services) {
+	t.Helper()
+	startProcessor := func(crashAt ...string) *process {
+		return s.crashingService(crashAt, "processor", "--instance=0")
+	}
+	processor := startProcessor()
+	l := s.startLoad(t, loadgen.Config{Seed: 401, KeyedPercent: 100},
+		loadgen.ClientConfig{EventsPerRequest: 5, EventsPerSecond: 500}, 100_000_000)
+	for _, point := range crashPoints {
+		var p *process
+		at := fmt.Sprint(point.name, ":", point.hits[1])
+		switch service, _, _ := strings.Cut(point.name, "-"); service {
+		case "ingest":
+			s.ingest.Load().killGroup(t)
+			p = s.startIngest(at)
+			s.ingest.Store(p)
+		case "seal":
+			processor.killGroup(t)
+			p = startProcessor(at)
+		case "chwriter":
+			s.sinks.killGroup(t)
+			p = s.startSinks(at)
+		}
+		if state := p.wait(t, time.Minute); !killedBy(state, syscall.SIGKILL) {
+			t.Fatalf("%s: ended with %v:\n%s", at, state, p.tail(40))
+		}
+		switch p.name {
+		case "ingest":
+			s.ingest.Store(s.startIngest())
+		case "processor":
+			processor = startProcessor()
+		case "sinks":
+			s.sinks = s.startSinks()
+		}
+		l.acknowledges(t, 100)
+	}
+	l.quit(t)
+	t.Logf("check: %s; %+v", s.check(t, 700), l.Stats())
+	processor.stop(t)
 }
