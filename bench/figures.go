@@ -14,21 +14,68 @@ import (
 	"golang.org/x/perf/benchfmt"
 )
 
-// figure is a ratio of two arms of one Go benchmark.
-type figure struct {
-	name string
-	pkg  string // folder of the package, from the module's root
-	// bench is the benchmark without "Benchmark"; arm and base are two of its sub-benchmarks, "" for itself.
-	bench, arm, base string
-	// unit of the metric that is compared.
-	unit string
-	goal string
+// figures in the order of the table.
+var figures = []figure{
+	{
+		name: "event: gate, canonical form, scan, commitments, record", pkg: "event", bench: "Build/plain",
+		this: metric{"plain", "cpu-ns/op"},
+	},
+	{
+		name: "event: the scan for secrets alone", pkg: "event", bench: "Scan/clean",
+		this: metric{"clean", "cpu-ns/op"}, goal: "<= 3 us",
+	},
+	{
+		name: "ingest, one event a request, against a bare handler", pkg: "ingest", bench: "Single",
+		this: metric{"ingest", "events/s"}, base: metric{"bare", "events/s"}, goal: ">= 0.75",
+	},
+	{
+		name: "ingest, JSON batches of 100, against raw produce", pkg: "ingest", bench: "Batch100",
+		this: metric{"json", "cpu-us/event"}, base: metric{"raw", "cpu-us/event"}, goal: "< 12 us",
+	},
+	{
+		name: "ingest, NDJSON batches of 100, against raw produce", pkg: "ingest", bench: "Batch100",
+		this: metric{"ndjson", "cpu-us/event"}, base: metric{"raw", "cpu-us/event"}, goal: "< 12 us",
+	},
+	{
+		name: "seal, against a plain exactly-once copy", pkg: "processor", bench: "SealTopic", benchtime: "7x",
+		this: metric{"", "sealed/s"}, base: metric{"", "copied/s"}, goal: ">= 0.60",
+	},
+	{
+		name: "ClickHouse writer, against a raw pre-encoded insert", pkg: "sinks/chwriter", bench: "Writer", benchtime: "1x",
+		this: metric{"", "writer-rows/s"}, base: metric{"", "raw-rows/s"}, goal: ">= 0.45",
+	},
+	{
+		name: "first page of 5 million events, p50, against the same SQL", pkg: "query", bench: "Page/first/total=false",
+		benchtime: "300x", args: []string{"-bench.events", "5000000"}, once: true,
+		this: metric{"first/total=false", "api-p50-ms"}, base: metric{"first/total=false", "sql-p50-ms"}, goal: "<= +1.5 ms",
+	},
 }
 
-// sample is a metric of both arms in one repetition.
-type sample struct{ arm, base float64 }
+// metric names a value that a benchmark reports.
+type metric struct {
+	sub  string // path of the sub-benchmark, "" for the benchmark itself
+	unit string
+}
 
-// measure runs the benchmark count times, each time both arms one after the other.
+// figure is the ratio of two metrics of one Go benchmark.
+type figure struct {
+	name  string
+	pkg   string // folder of the package, from the module's root
+	bench string // the benchmark without "Benchmark", and the sub-benchmarks that are wanted
+	this  metric
+	base  metric // zero: there is no ratio
+	goal  string
+	// benchtime, if not the command's: for a benchmark that alternates its arms itself, a count.
+	benchtime string
+	args      []string
+	// once: its samples are many already, and setting it up takes minutes.
+	once bool
+}
+
+// sample is the two metrics of one repetition.
+type sample struct{ this, base float64 }
+
+// measure runs the benchmark count times, all its arms each time.
 func (f *figure) measure(ctx context.Context, root, dir string, count int, benchtime string) ([]sample, error) {
 	binary := filepath.Join(dir, strings.ReplaceAll(f.pkg, "/", "-")+".test")
 	if _, err := os.Stat(binary); err != nil {
@@ -38,13 +85,22 @@ func (f *figure) measure(ctx context.Context, root, dir string, count int, bench
 			return nil, fmt.Errorf("building its test: %w\n%s", err, out)
 		}
 	}
-	pattern := "^Benchmark" + f.bench + "$"
-	if f.arm != "" {
-		pattern += "/^(" + f.arm + "|" + f.base + ")$"
+	if f.benchtime != "" {
+		benchtime = f.benchtime
 	}
+	if f.once {
+		count = 1
+	}
+	levels := strings.Split("Benchmark"+f.bench, "/")
+	for i := range levels {
+		levels[i] = "^" + levels[i] + "$"
+	}
+	args := append([]string{
+		"-test.run", "^$", "-test.bench", strings.Join(levels, "/"), "-test.benchtime", benchtime, "-test.timeout", "1h",
+	}, f.args...)
 	samples := make([]sample, 0, count)
 	for range count {
-		cmd := exec.CommandContext(ctx, binary, "-test.run", "^$", "-test.bench", pattern, "-test.benchtime", benchtime)
+		cmd := exec.CommandContext(ctx, binary, args...)
 		cmd.Dir = filepath.Join(root, f.pkg)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -59,51 +115,46 @@ func (f *figure) measure(ctx context.Context, root, dir string, count int, bench
 	return samples, nil
 }
 
-// parse reads the metric of both arms.
-func (f *figure) parse(out io.Reader) (sample, error) {
-	values := make(map[string]float64)
+func (f *figure) parse(out io.Reader) (s sample, err error) {
+	name, _, _ := strings.Cut(f.bench, "/")
 	reader := benchfmt.NewReader(out, f.name)
 	for reader.Scan() {
 		result, ok := reader.Result().(*benchfmt.Result)
 		if !ok {
 			continue
 		}
-		base, parts := result.Name.Parts()
-		arm := ""
-		for _, p := range parts {
-			if name, ok := strings.CutPrefix(string(p), "/"); ok && string(base) == f.bench {
-				arm = name
-			}
+		full := string(result.Name.Full())
+		if i := strings.LastIndexByte(full, '-'); i > 0 {
+			full = full[:i] // the number of processors
 		}
-		if v, ok := result.Value(f.unit); ok {
-			values[arm] = v
+		sub := strings.TrimPrefix(strings.TrimPrefix(full, name), "/")
+		for m, v := range map[metric]*float64{f.this: &s.this, f.base: &s.base} {
+			if value, ok := result.Value(m.unit); ok && sub == m.sub {
+				*v = value
+			}
 		}
 	}
 	if err := reader.Err(); err != nil {
 		return sample{}, fmt.Errorf("reading its output: %w", err)
 	}
-	s := sample{arm: values[f.arm], base: 1}
-	if f.base != "" {
-		s.base = values[f.base]
-	}
-	if s.arm == 0 || s.base == 0 {
-		return sample{}, fmt.Errorf("no metric %s of both arms", f.unit)
+	if s.this == 0 || f.base.unit != "" && s.base == 0 {
+		return sample{}, fmt.Errorf("it does not report %v and %v", f.this, f.base)
 	}
 	return s, nil
 }
 
 func (f *figure) print(w io.Writer, samples []sample) {
-	var arm, base, ratio []float64
+	var this, base, ratio []float64
 	for _, s := range samples {
-		arm = append(arm, s.arm)
+		this = append(this, s.this)
 		base = append(base, s.base)
-		ratio = append(ratio, s.arm/s.base)
+		ratio = append(ratio, s.this/s.base)
 	}
-	if f.base == "" {
-		row(w, f.name, spread(arm)+" "+f.unit, "", "", f.goal)
+	if f.base.unit == "" {
+		row(w, f.name, spread(this)+" "+f.this.unit, "", "", f.goal)
 		return
 	}
-	row(w, f.name, spread(arm)+" "+f.unit, f.base+": "+spread(base), spread(ratio), f.goal)
+	row(w, f.name, spread(this)+" "+f.this.unit, spread(base)+" "+f.base.unit, spread(ratio), f.goal)
 }
 
 // spread returns the median with the least and the greatest.
@@ -111,6 +162,9 @@ func spread(values []float64) string {
 	slices.Sort(values)
 	n := len(values)
 	median := (values[(n-1)/2] + values[n/2]) / 2
+	if n == 1 {
+		return short(median)
+	}
 	return fmt.Sprintf("%s [%s, %s]", short(median), short(values[0]), short(values[n-1]))
 }
 
@@ -123,12 +177,4 @@ func short(v float64) string {
 	default:
 		return fmt.Sprintf("%.2f", v)
 	}
-}
-
-// figures in the order of the table.
-var figures = []figure{
-	{"event: parse, gate, canonical form, commitments, record", "event", "Build", "", "", "ns/op", ""},
-	{"ingest, one event a request", "ingest", "Single", "ingest", "bare", "cpu-us/event", ""},
-	{"ingest, JSON batches of 100", "ingest", "Batch100", "json", "raw", "cpu-us/event", "< 12 us"},
-	{"ingest, NDJSON batches of 100", "ingest", "Batch100", "ndjson", "raw", "cpu-us/event", "< 12 us"},
 }
