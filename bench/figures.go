@@ -128,9 +128,16 @@ func (f *figure) parse(out io.Reader) (s sample, err error) {
 			full = full[:i] // the number of processors
 		}
 		sub := strings.TrimPrefix(strings.TrimPrefix(full, name), "/")
-		for m, v := range map[metric]*float64{f.this: &s.this, f.base: &s.base} {
-			if value, ok := result.Value(m.unit); ok && sub == m.sub {
-				*v = value
+		for _, v := range result.Values {
+			unit, value := v.Unit, v.Value
+			if v.OrigUnit != "" {
+				unit, value = v.OrigUnit, v.OrigValue // as the benchmark reported it
+			}
+			switch (metric{sub, unit}) {
+			case f.this:
+				s.this = value
+			case f.base:
+				s.base = value
 			}
 		}
 	}
