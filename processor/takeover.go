@@ -145,31 +145,40 @@ func (l limits) of(topic string, partition int32) (start, end int64) {
 }
 
 // awaitStable waits until the last stable offsets of the output topics have reached their high watermarks, and halts the
-// partitions where they do not in time.
+// partitions where they do not in time. A last stable offset does not go back, so each is waited for once.
 func (s *session) awaitStable(ctx context.Context, ts takes, l limits) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TakeOverTimeout)
 	defer cancel()
 	outputs := []string{
 		s.cfg.Kafka.Topic(schemas.TopicHeads), s.cfg.Kafka.Topic(schemas.TopicDedup), s.cfg.Kafka.Topic(schemas.TopicLedger),
 	}
+	type output struct {
+		topic  string
+		number int32
+	}
+	waiting := make(map[output]error) // why, as far as is known
+	for number, t := range ts {
+		for _, topic := range outputs {
+			if t.err == nil {
+				waiting[output{topic, number}] = nil
+			}
+		}
+	}
 	admin := kadm.NewClient(s.admin)
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
 	for {
+		// Where a broker does not answer, err says so and stable has what the others said.
 		stable, err := admin.ListCommittedOffsets(ctx, outputs...)
-		if err == nil {
-			err = stable.Error()
-		}
-		waiting := make(map[int32]error)
-		for number, t := range ts {
-			for _, topic := range outputs {
-				_, end := l.of(topic, number)
-				if at, _ := stable.Lookup(topic, number); t.err == nil && (err != nil || at.Offset < end) {
-					waiting[number] = fmt.Errorf("a transaction on %s is open from offset %d, the end is %d", topic, at.Offset, end)
-					if err != nil {
-						waiting[number] = fmt.Errorf("listing stable offsets: %w", err)
-					}
-				}
+		for o, why := range waiting {
+			_, end := l.of(o.topic, o.number)
+			switch at, ok := stable.Lookup(o.topic, o.number); {
+			case ok && at.Err == nil && at.Offset >= end:
+				delete(waiting, o)
+			case ok && at.Err == nil:
+				waiting[o] = fmt.Errorf("a transaction on %s is open from offset %d, the end is %d", o.topic, at.Offset, end)
+			case why == nil:
+				waiting[o] = fmt.Errorf("listing stable offsets of %s: %w", o.topic, errors.Join(err, at.Err))
 			}
 		}
 		if len(waiting) == 0 {
@@ -177,8 +186,8 @@ func (s *session) awaitStable(ctx context.Context, ts takes, l limits) {
 		}
 		select {
 		case <-ctx.Done():
-			for number, err := range waiting {
-				ts[number].err = fmt.Errorf("waited %s for the last owner: %w", s.cfg.TakeOverTimeout, err)
+			for o, why := range waiting {
+				ts[o.number].err = fmt.Errorf("waited %s for the last owner: %w", s.cfg.TakeOverTimeout, why)
 			}
 			return
 		case <-tick.C:

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/schemas"
@@ -45,4 +48,33 @@ func TestTakeOverReadsToTheEndOfAnAbortedTransaction(t *testing.T) {
 			checkTopics(t, c, 2*blockLeaves).wantTotals(t, 2100, 0, 0)
 		})
 	}
+}
+
+// Where a take-over's time is up while it waits for an answer, it goes by the one before: only what a transaction is open
+// on is halted, and because of that.
+func TestTakeOverKnowsWhatItHasWaitedFor(t *testing.T) {
+	c := kafkatest.Start(t)
+	sealSome(t, c)
+	stranger := c.Client(t, kgo.TransactionalID("stranger"), kgo.TransactionTimeout(time.Minute),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := stranger.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	record := &kgo.Record{Topic: c.Config.Topic(schemas.TopicHeads), Partition: 1, Key: []byte("x"), Value: []byte("x")}
+	if err := stranger.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	defer close(release)
+	var asked atomic.Int32
+	c.Fake.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		const readCommitted = 1
+		if req.(*kmsg.ListOffsetsRequest).IsolationLevel == readCommitted && asked.Add(1) == 2 {
+			c.Fake.SleepControl(func() { <-release })
+		}
+		return nil, nil, false
+	})
+	cfg := testConfig(c)
+	cfg.TakeOverTimeout = 500 * time.Millisecond
+	halts(t, c, cfg, "waited 500ms for the last owner: a transaction on immutable.heads is open")
 }

@@ -69,6 +69,7 @@ func newBroker(id int, jars, dir string, secured bool) (*broker, error) {
 func (b *broker) close() {
 	for _, p := range b.proxies {
 		p.close()
+		p.port.release()
 	}
 	for _, p := range b.ports {
 		p.release()
@@ -78,7 +79,7 @@ func (b *broker) close() {
 // advertised is where others find a listener.
 func (b *broker) advertised(listener string) string {
 	if p := b.proxies[listener]; p != nil {
-		return p.addr()
+		return p.port.addr
 	}
 	return b.ports[listener].addr
 }
@@ -171,6 +172,11 @@ func (b *broker) start(ctx context.Context) error {
 	if b.running() {
 		return fmt.Errorf("broker %d runs already", b.id)
 	}
+	for _, p := range b.proxies {
+		if err := p.open(); err != nil {
+			return fmt.Errorf("starting broker %d: %w", b.id, err)
+		}
+	}
 	started := b.log.expect("Kafka Server started")
 	b.cmd = exec.Command("java", //nolint:noctx,gosec // it outlives ctx, and nothing in it is what a user chose
 		"-Xms64m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
@@ -187,6 +193,9 @@ func (b *broker) start(ctx context.Context) error {
 		forked <- err
 		if err == nil {
 			_ = cmd.Wait()
+		}
+		for _, p := range b.proxies {
+			p.close()
 		}
 	}()
 	if err := <-forked; err != nil {

@@ -13,8 +13,8 @@ import (
 )
 
 // Hook decides what becomes of a request before the broker sees it. It runs on the connection's goroutine: while it
-// waits, so does everything that the client sends on that connection, and nothing else. It must return before the test
-// ends.
+// waits, so does everything that the client sends on that connection, and nothing else. It must return before the broker
+// is killed, as at the test's end.
 type Hook func(*Request) Verdict
 
 // Request is on its way to a broker of a proxied cluster.
@@ -121,47 +121,60 @@ func (v *Verdict) change(key, version int16, frame []byte) ([]byte, error) {
 	return resp.AppendTo(slices.Clip(head)), nil
 }
 
-// proxy passes connections to a listener of a broker, frame by frame.
+// proxy passes connections to a listener of a broker, frame by frame, while the broker runs: connections to one that does
+// not are refused.
 type proxy struct {
 	cluster  *Cluster
 	broker   *broker
 	listener string // of the broker
-	accept   net.Listener
+	port     *port
 	done     sync.WaitGroup
 
 	mu     sync.Mutex
-	closed bool
+	accept net.Listener // nil while it is closed
 	conns  map[net.Conn]struct{}
 }
 
 // proxy puts a proxy before a listener of a broker that has not been started yet.
 func (c *Cluster) proxy(b *broker, listener string) error {
-	accept, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
+	p, err := reserve()
 	if err != nil {
 		return err
 	}
-	p := &proxy{cluster: c, broker: b, listener: listener, accept: accept, conns: make(map[net.Conn]struct{})}
-	b.proxies[listener] = p
-	p.done.Go(p.run)
+	b.proxies[listener] = &proxy{
+		cluster: c, broker: b, listener: listener, port: p, conns: make(map[net.Conn]struct{}),
+	}
 	return nil
 }
 
-func (p *proxy) addr() string { return p.accept.Addr().String() }
-
-func (p *proxy) run() {
-	for {
-		client, err := p.accept.Accept()
-		if err != nil {
-			return
-		}
-		p.done.Go(func() { p.serve(client) })
+// open lets connections in.
+func (p *proxy) open() error {
+	accept, err := net.Listen("tcp", p.port.addr) //nolint:noctx // returns at once
+	if err != nil {
+		return err
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.accept = accept
+	p.done.Go(func() {
+		for {
+			client, err := accept.Accept()
+			if err != nil {
+				return
+			}
+			p.done.Go(func() { p.serve(client) })
+		}
+	})
+	return nil
 }
 
+// close ends all connections and lets no more in until open.
 func (p *proxy) close() {
 	p.mu.Lock()
-	p.closed = true
-	_ = p.accept.Close()
+	if p.accept != nil {
+		_ = p.accept.Close()
+		p.accept = nil
+	}
 	for conn := range p.conns {
 		_ = conn.Close()
 	}
@@ -169,11 +182,11 @@ func (p *proxy) close() {
 	p.done.Wait()
 }
 
-// track closes conn at the proxy's end, if not before.
+// track closes conn when the proxy closes, if not before.
 func (p *proxy) track(conn net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.accept == nil {
 		_ = conn.Close()
 		return
 	}
