@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/event"
@@ -91,14 +92,23 @@ func BenchmarkSeal(b *testing.B) {
 }
 
 // BenchmarkSealTopic seals a topic of 200,000 records, and copies the same topic, exactly once and with the same
-// settings, for comparison. Goal: sealing at 0.6 of the copy's records a second.
+// settings, for comparison: on a broker that syncs to disk, as the one under `up` does, and on one that does not, which
+// leaves nothing to wait for but CPU. Goal: sealing at 0.6 of the copy's records a second.
 func BenchmarkSealTopic(b *testing.B) {
-	const n = 200_000
-	records := benchRecords(b, n, true)
+	records := benchRecords(b, sealTopicRecords, true)
+	b.Run("sync", func(b *testing.B) { compareSealing(b, records, kfake.SyncWrites()) })
+	b.Run("nosync", func(b *testing.B) { compareSealing(b, records) })
+}
+
+const sealTopicRecords = 200_000
+
+func compareSealing(b *testing.B, records []*kgo.Record, broker ...kfake.Opt) {
+	b.Helper()
+	const n = sealTopicRecords
 	var copied, sealed, ratios, cpu []float64
 	for b.Loop() {
 		// A broker of its own for each: the second must not find it warm.
-		c, s := benchTopic(b, records, copyTopic), benchTopic(b, records, sealTopic)
+		c, s := benchTopic(b, records, copyTopic, broker...), benchTopic(b, records, sealTopic, broker...)
 		copied, sealed = append(copied, n/c.wall.Seconds()), append(sealed, n/s.wall.Seconds())
 		ratios, cpu = append(ratios, c.wall.Seconds()/s.wall.Seconds()), append(cpu, c.cpu.Seconds()/s.cpu.Seconds())
 		b.Logf("records a second: copied %.0f, sealed %.0f; microseconds of CPU each: %.2f, %.2f",
@@ -125,9 +135,11 @@ func cpuTime(b *testing.B) time.Duration {
 }
 
 // benchTopic measures until all input of a new cluster is committed.
-func benchTopic(b *testing.B, records []*kgo.Record, run func(context.Context, Config) error) cost {
+func benchTopic(
+	b *testing.B, records []*kgo.Record, run func(context.Context, Config) error, broker ...kfake.Opt,
+) cost {
 	b.Helper()
-	c := kafkatest.Start(b)
+	c := kafkatest.Start(b, broker...)
 	fresh := make([]*kgo.Record, len(records))
 	for i, r := range records {
 		fresh[i] = &kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value, Timestamp: r.Timestamp}
