@@ -154,7 +154,8 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 // logServerError logs the cause of a 5xx, of a 503 only if none was logged within the last second.
 func logServerError(ctx context.Context, r *http.Request, e *Error) {
 	s := scopeFrom(ctx)
-	if s == nil {
+	// What fails because the client left is no fault of ours.
+	if s == nil || ctx.Err() != nil && errors.Is(e.Cause, context.Canceled) {
 		return
 	}
 	due := e.Status != http.StatusServiceUnavailable

@@ -263,6 +263,28 @@ func TestUnavailableIsLoggedOnceASecond(t *testing.T) {
 	}
 }
 
+func TestClientThatLeftIsNotLogged(t *testing.T) {
+	logged := func(ctx context.Context) string {
+		var log bytes.Buffer
+		h := NewRouter(slog.New(slog.NewJSONHandler(&log, nil)), Route{
+			Method: "GET", Pattern: "/{$}",
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				WriteError(w, r, Unavailable("Kafka is away.", time.Second, fmt.Errorf("wait: %w", context.Canceled)))
+			}),
+		})
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", http.NoBody))
+		return log.String()
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	if logged(ctx) == "" {
+		t.Error("nothing is logged while the client is there")
+	}
+	leave()
+	if log := logged(ctx); log != "" {
+		t.Errorf("logged although the client left: %s", log)
+	}
+}
+
 func TestHealth(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	prometheus.WrapRegistererWith(nil, reg).MustRegister(prometheus.NewCounter(
