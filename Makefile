@@ -43,9 +43,10 @@ race: deps ## run the quick tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(TEST) -race -short -timeout 20m ./...
 
 .PHONY: lint
-lint: ## check style and architecture (golangci-lint, protobuf, formatting)
+lint: deps ## check style and architecture (golangci-lint, protobuf, formatting)
 	$(TOOL) golangci-lint run ./...
 	cd schemas && ../node_modules/@bufbuild/buf-linux-x64/bin/buf lint
+	cd bench && go vet ./...
 
 .PHONY: fmt
 fmt: ## format everything

@@ -241,7 +241,7 @@ func bodyError(err error, encoding string, limit int) error {
 		return unavailable("Too many request bodies are being read: send again after Retry-After seconds.", err)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return &httpserver.Error{
-			Status: http.StatusRequestTimeout, Code: "request_timeout",
+			Status: http.StatusRequestTimeout, Code: httpserver.CodeRequestTimeout,
 			Message: "The body did not arrive in time: send it faster, or in smaller batches.",
 		}
 	case encoding != "" && (errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded)):

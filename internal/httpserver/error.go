@@ -18,6 +18,7 @@ const (
 	CodeForbidden        = "forbidden"              // 403
 	CodeNotFound         = "not_found"              // 404
 	CodeMethodNotAllowed = "method_not_allowed"     // 405
+	CodeRequestTimeout   = "request_timeout"        // 408: the body arrives too slowly
 	CodeConflict         = "conflict"               // 409
 	CodeTooLarge         = "too_large"              // 413
 	CodeUnsupportedMedia = "unsupported_media_type" // 415
