@@ -45,8 +45,9 @@ type Config struct {
 	// default 8 MiB.
 	FetchBytes int32
 
-	// TakeOverTimeout is how long a take-over waits for the transactions of the partition's last owner to end, and reads
-	// what they left. Default TransactionTimeout + 15 s: the broker looks for transactions to abort every 10 s.
+	// TakeOverTimeout is how long a take-over waits for the brokers to answer, for the transactions of the partition's last
+	// owner to end, and reads what they left: each. Default TransactionTimeout + 15 s: the broker looks for transactions to
+	// abort every 10 s.
 	TakeOverTimeout time.Duration
 	// RetryInterval is how long a partition stays halted whose take-over timed out. Default 60 s.
 	RetryInterval time.Duration

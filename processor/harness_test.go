@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
@@ -20,15 +21,20 @@ import (
 // deadline is how long a test waits for what must happen. It is never reached when all is well.
 const deadline = time.Minute
 
-// await waits until done returns nil.
+// await waits until done returns nil. A question that a broker leaves unanswered is asked again.
 func await(tb testing.TB, what string, done func(ctx context.Context) error) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), deadline)
 	defer cancel()
+	ask := func() error {
+		ctx, cancel := context.WithTimeout(ctx, deadline/6)
+		defer cancel()
+		return done(ctx)
+	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := done(ctx)
+		err := ask()
 		if err == nil {
 			return
 		}
@@ -122,7 +128,14 @@ func (p *running) metric(tb testing.TB, name string) float64 {
 func awaitSealed(tb testing.TB, c *kafkatest.Cluster) {
 	tb.Helper()
 	admin := kadm.NewClient(c.Client(tb))
-	await(tb, "sealing all input", func(ctx context.Context) error { return unsealed(ctx, c, admin) })
+	await(tb, "sealing all input", func(ctx context.Context) error {
+		err := unsealed(ctx, c, admin)
+		if _, ok := errors.AsType[*net.OpError](err); ok {
+			// kadm goes on asking the coordinator that it has found once, and be it dead.
+			admin = kadm.NewClient(c.Client(tb))
+		}
+		return err
+	})
 }
 
 // unsealed says which input is not sealed yet.

@@ -96,8 +96,8 @@ func (ts takes) fail(err error) {
 
 // restore takes the partitions over, each into its take.
 func (s *session) restore(ctx context.Context, ts takes) {
-	// Twice: waiting, and reading.
-	ctx, cancel := context.WithTimeout(ctx, 2*s.cfg.TakeOverTimeout)
+	// Three times: asking, waiting, and reading.
+	ctx, cancel := context.WithTimeout(ctx, 3*s.cfg.TakeOverTimeout)
 	defer cancel()
 	l, err := s.limits(ctx)
 	if err != nil {
@@ -117,7 +117,26 @@ func (s *session) restore(ctx context.Context, ts takes) {
 // limits are the first offsets and the high watermarks of a take-over's topics, by full name.
 type limits struct{ start, end kadm.ListedOffsets }
 
-func (s *session) limits(ctx context.Context) (l limits, err error) {
+// limits asks until every broker has answered: the leaders that a take-over needs may be changing just then.
+func (s *session) limits(ctx context.Context) (limits, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TakeOverTimeout)
+	defer cancel()
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
+	for {
+		l, err := s.listOffsets(ctx)
+		if err == nil {
+			return l, nil
+		}
+		select {
+		case <-ctx.Done():
+			return limits{}, fmt.Errorf("listing offsets: %w", err)
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *session) listOffsets(ctx context.Context) (l limits, err error) {
 	names := []string{}
 	for _, name := range []string{schemas.TopicEvents, schemas.TopicHeads, schemas.TopicDedup, schemas.TopicLedger} {
 		names = append(names, s.cfg.Kafka.Topic(name))
@@ -131,10 +150,7 @@ func (s *session) limits(ctx context.Context) (l limits, err error) {
 			err = l.start.Error()
 		}
 	}
-	if err != nil {
-		return limits{}, fmt.Errorf("listing offsets: %w", err)
-	}
-	return l, nil
+	return l, err
 }
 
 // of returns the first offset and the high watermark of a partition.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -77,4 +79,21 @@ func TestTakeOverKnowsWhatItHasWaitedFor(t *testing.T) {
 	cfg := testConfig(c)
 	cfg.TakeOverTimeout = 500 * time.Millisecond
 	halts(t, c, cfg, "waited 500ms for the last owner: a transaction on immutable.heads is open")
+}
+
+// A broker that does not answer at once does not cost a partition the time that a halt takes.
+func TestTakeOverAsksAgain(t *testing.T) {
+	c := kafkatest.Start(t)
+	sealSome(t, c)
+	fault := c.Fake.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: c.Config.Topic(schemas.TopicHeads), Err: kerr.UnknownServerError, Count: 3,
+	})
+	p := start(t, testConfig(c))
+	if err := fault.Wait(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "ready", p.Ready)
+	if sessions := p.metric(t, "sessions_total"); sessions != 1 {
+		t.Errorf("%v sessions: the partitions were halted", sessions)
+	}
 }
