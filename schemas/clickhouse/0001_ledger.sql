@@ -57,7 +57,8 @@ CREATE TABLE IF NOT EXISTS events
 ENGINE = MergeTree
 PARTITION BY part
 ORDER BY (workspace, occurred_at, id)
-SETTINGS index_granularity = 2048, non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1;
+SETTINGS index_granularity = 2048, non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
+    fsync_after_insert = 1, fsync_part_directory = 1;
 
 CREATE TABLE IF NOT EXISTS leaves
 (
@@ -82,4 +83,5 @@ CREATE TABLE IF NOT EXISTS leaves
 ENGINE = MergeTree
 PARTITION BY part
 ORDER BY (chain, sequence)
-SETTINGS index_granularity = 2048, non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1;
+SETTINGS index_granularity = 2048, non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
+    fsync_after_insert = 1, fsync_part_directory = 1;
