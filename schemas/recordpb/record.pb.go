@@ -632,7 +632,7 @@ type PartitionHead struct {
 	Generation uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// First input offset that this transaction answers for: next of the transaction before it.
 	First uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
-	// One past the last input offset delivered; equals the offset that the group committed.
+	// One past the last input offset taken in, a marker being one too; equals the offset that the group committed.
 	Next uint64 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`
 	// Leaves written, genesis leaves among them.
 	Leaves  uint64 `protobuf:"varint,4,opt,name=leaves,proto3" json:"leaves,omitempty"`
@@ -641,7 +641,8 @@ type PartitionHead struct {
 	Duplicates uint64 `protobuf:"varint,6,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
 	// Input records sent to dlq.
 	Dead uint64 `protobuf:"varint,7,opt,name=dead,proto3" json:"dead,omitempty"`
-	// Offsets that hold no delivered record: transaction markers and aborted records.
+	// Input offsets that hold no record: the markers of transactions, which are delivered too, and the records of aborted
+	// transactions.
 	Skipped uint64 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// Leaves of the partition since its generation began.
 	TotalLeaves uint64 `protobuf:"varint,9,opt,name=total_leaves,json=totalLeaves,proto3" json:"total_leaves,omitempty"`
