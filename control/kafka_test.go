@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
@@ -109,11 +110,15 @@ func committed(tb testing.TB, c *kafkatest.Cluster, topic string) []*kgo.Record 
 	ctx, cancel := context.WithTimeout(tb.Context(), deadline)
 	defer cancel()
 	left := map[int32]int64{}
-	for _, p := range c.Fake.PartitionInfos(c.Config.Topic(topic)) {
-		if p.HighWatermark > 0 {
-			left[p.Partition] = p.HighWatermark
-		}
+	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, c.Config.Topic(topic))
+	if err != nil {
+		tb.Fatal(err)
 	}
+	ends.Each(func(o kadm.ListedOffset) {
+		if o.Offset > 0 {
+			left[o.Partition] = o.Offset
+		}
+	})
 	var records []*kgo.Record
 	for len(left) > 0 {
 		fetches := cl.PollFetches(ctx)

@@ -30,90 +30,94 @@ func TestWritersRace(t *testing.T) {
 		{4, 2, 3},
 	} {
 		t.Run(fmt.Sprintf("%d writers of %d", test.writers, test.goroutines), func(t *testing.T) {
-			ctx := t.Context()
-			c := kafkatest.Start(t)
-			shared := createWorkspace(t, newTestWriter(t, c), "shared")
-			var wg sync.WaitGroup
-			var mu sync.Mutex
-			wins := map[uint64]int{}
-			var names, revoked atomic.Int64
-			for range test.writers {
-				w := newTestWriter(t, c)
-				for range test.goroutines {
-					wg.Go(func() {
-						version := uint64(1)
-						for round := range test.rounds {
-							ws, err := retried(func() (*Workspace, error) {
-								return w.SetWorkspaceSettings(ctx, by, shared.ID, version, Settings{RateLimit: Limit{PerSecond: 1}})
-							})
-							switch {
-							case err == nil:
-								mu.Lock()
-								wins[ws.Version]++
-								mu.Unlock()
-								version = ws.Version
-							case errors.Is(err, ErrConflict):
-								snap, err := w.Snapshot(ctx)
-								if err != nil {
-									t.Error(err)
-									return
-								}
-								i := slices.IndexFunc(snap.Workspaces, func(ws *Workspace) bool { return ws.ID == shared.ID })
-								version = snap.Workspaces[i].Version
-							default:
-								t.Error(err)
-								return
-							}
-							_, err = retried(func() (*Workspace, error) {
-								return w.CreateWorkspace(ctx, by, NewWorkspace{Name: fmt.Sprintf("round %d", round)})
-							})
-							if err == nil {
-								names.Add(1)
-							} else if !errors.Is(err, ErrConflict) {
-								t.Error(err)
-							}
-						}
-					})
-				}
-			}
-			wg.Wait()
-			if names.Load() != int64(test.rounds) {
-				t.Errorf("%d workspaces were created under %d names", names.Load(), test.rounds)
-			}
-			for version, n := range wins {
-				if n != 1 {
-					t.Errorf("version %d was written %d times", version, n)
-				}
-			}
-
-			snap, err := newTestWriter(t, c).Snapshot(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, ws := range snap.Workspaces {
-				if ws.ID == shared.ID && ws.Version != uint64(len(wins))+1 {
-					t.Errorf("version %d after %d changes: %v", ws.Version, len(wins), slices.Sorted(maps.Keys(wins)))
-				}
-			}
-			key, _ := createKey(t, newTestWriter(t, c), shared)
-			for range test.writers {
-				w := newTestWriter(t, c)
-				wg.Go(func() {
-					_, err := retried(func() (*Key, error) { return nil, w.RevokeKey(ctx, by, shared.ID, key.ID) })
-					if err == nil {
-						revoked.Add(1)
-					} else if !errors.Is(err, ErrNotFound) {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			if revoked.Load() != 1 {
-				t.Errorf("a key was revoked %d times", revoked.Load())
-			}
-			checkTopics(t, c)
+			writersRace(t, kafkatest.Start(t), test.writers, test.goroutines, test.rounds)
 		})
 	}
+}
+
+func writersRace(t *testing.T, c *kafkatest.Cluster, writers, goroutines, rounds int) {
+	t.Helper()
+	ctx := t.Context()
+	shared := createWorkspace(t, newTestWriter(t, c), "shared")
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	wins := map[uint64]int{}
+	var names, revoked atomic.Int64
+	for range writers {
+		w := newTestWriter(t, c)
+		for range goroutines {
+			wg.Go(func() {
+				version := uint64(1)
+				for round := range rounds {
+					ws, err := retried(func() (*Workspace, error) {
+						return w.SetWorkspaceSettings(ctx, by, shared.ID, version, Settings{RateLimit: Limit{PerSecond: 1}})
+					})
+					switch {
+					case err == nil:
+						mu.Lock()
+						wins[ws.Version]++
+						mu.Unlock()
+						version = ws.Version
+					case errors.Is(err, ErrConflict):
+						snap, err := w.Snapshot(ctx)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						i := slices.IndexFunc(snap.Workspaces, func(ws *Workspace) bool { return ws.ID == shared.ID })
+						version = snap.Workspaces[i].Version
+					default:
+						t.Error(err)
+						return
+					}
+					_, err = retried(func() (*Workspace, error) {
+						return w.CreateWorkspace(ctx, by, NewWorkspace{Name: fmt.Sprintf("round %d", round)})
+					})
+					if err == nil {
+						names.Add(1)
+					} else if !errors.Is(err, ErrConflict) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if names.Load() != int64(rounds) {
+		t.Errorf("%d workspaces were created under %d names", names.Load(), rounds)
+	}
+	for version, n := range wins {
+		if n != 1 {
+			t.Errorf("version %d was written %d times", version, n)
+		}
+	}
+
+	snap, err := newTestWriter(t, c).Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ws := range snap.Workspaces {
+		if ws.ID == shared.ID && ws.Version != uint64(len(wins))+1 {
+			t.Errorf("version %d after %d changes: %v", ws.Version, len(wins), slices.Sorted(maps.Keys(wins)))
+		}
+	}
+	key, _ := createKey(t, newTestWriter(t, c), shared)
+	for range writers {
+		w := newTestWriter(t, c)
+		wg.Go(func() {
+			_, err := retried(func() (*Key, error) { return nil, w.RevokeKey(ctx, by, shared.ID, key.ID) })
+			if err == nil {
+				revoked.Add(1)
+			} else if !errors.Is(err, ErrNotFound) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if revoked.Load() != 1 {
+		t.Errorf("a key was revoked %d times", revoked.Load())
+	}
+	checkTopics(t, c)
 }
 
 // retried does what a caller does about ErrBusy.
@@ -164,8 +168,10 @@ func stall(tb testing.TB, c *kafkatest.Cluster, ch func(s *state) (*change, erro
 	return &rival{a, cl, records}
 }
 
-func TestStalledRivalIsFenced(t *testing.T) {
-	c := kafkatest.Start(t)
+func TestStalledRivalIsFenced(t *testing.T) { stalledRivalIsFenced(t, kafkatest.Start(t)) }
+
+func stalledRivalIsFenced(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	w := newTestWriter(t, c)
 	ws := createWorkspace(t, w, "default")
 	r := stall(t, c, func(s *state) (*change, error) {
@@ -195,8 +201,10 @@ func TestStalledRivalIsFenced(t *testing.T) {
 }
 
 // A rival takes over between a writer's look at the topic and its commit.
-func TestWriterFencedTriesAgain(t *testing.T) {
-	c := kafkatest.Start(t)
+func TestWriterFencedTriesAgain(t *testing.T) { writerFencedTriesAgain(t, kafkatest.Start(t)) }
+
+func writerFencedTriesAgain(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
 	w, other := newTestWriter(t, c), newTestWriter(t, c)
 	ws := createWorkspace(t, w, "default")
 	change := func(rival func() error) (tries int, err error) {
@@ -244,35 +252,42 @@ func TestUnknownOutcomeIsSettled(t *testing.T) {
 	for _, effective := range []bool{true, false} {
 		t.Run(fmt.Sprintf("committed %t", effective), func(t *testing.T) {
 			c := kafkatest.Start(t)
-			w := newTestWriter(t, c)
-			ws := createWorkspace(t, w, "default")
-			key, _ := createKey(t, w, ws)
-			do := map[string]func() error{
-				"create": func() error { _, err := w.CreateWorkspace(t.Context(), by, NewWorkspace{Name: "new"}); return err },
-				"update": func() error {
-					got, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{})
-					if err == nil && got.Version != 2 {
-						t.Errorf("version %d", got.Version)
-					}
-					return err
-				},
-				"revoke": func() error { return w.RevokeKey(t.Context(), by, ws.ID, key.ID) },
-			}
-			for name, f := range do {
-				answered := answerEndTxn(t, c, effective)
-				if err := f(); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
-				if !answered.Load() {
-					t.Errorf("%s: the answer was not changed", name)
-				}
-			}
-			if diff := cmp.Diff([]string{
-				"api_key.created", "api_key.revoked", "workspace.created", "workspace.created", "workspace.updated",
-			}, checkTopics(t, c)); diff != "" {
-				t.Error(diff)
-			}
+			unknownOutcomeIsSettled(t, c, func() *atomic.Bool { return answerEndTxn(t, c, effective) })
 		})
+	}
+}
+
+// unknownOutcomeIsSettled makes changes of which the writer is not told the outcome; answer has that befall the next, and
+// says later whether it did.
+func unknownOutcomeIsSettled(t *testing.T, c *kafkatest.Cluster, answer func() *atomic.Bool) {
+	t.Helper()
+	w := newTestWriter(t, c)
+	ws := createWorkspace(t, w, "default")
+	key, _ := createKey(t, w, ws)
+	do := map[string]func() error{
+		"create": func() error { _, err := w.CreateWorkspace(t.Context(), by, NewWorkspace{Name: "new"}); return err },
+		"update": func() error {
+			got, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{})
+			if err == nil && got.Version != 2 {
+				t.Errorf("version %d", got.Version)
+			}
+			return err
+		},
+		"revoke": func() error { return w.RevokeKey(t.Context(), by, ws.ID, key.ID) },
+	}
+	for name, f := range do {
+		answered := answer()
+		if err := f(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !answered.Load() {
+			t.Errorf("%s: the answer was not changed", name)
+		}
+	}
+	if diff := cmp.Diff([]string{
+		"api_key.created", "api_key.revoked", "workspace.created", "workspace.created", "workspace.updated",
+	}, checkTopics(t, c)); diff != "" {
+		t.Error(diff)
 	}
 }
 
