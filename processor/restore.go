@@ -152,15 +152,17 @@ func (r *restorer) done(committed *uint64) (ledgerFrom uint64, err error) {
 func (r *restorer) restoreWindow() (ledgerFrom uint64, err error) {
 	p := r.p
 	open := p.leaves / blockLeaves
+	found := false
 	for n := open - min(open, p.window.blocks); n < open; n++ {
 		b, ok := r.blocks[n]
 		if !ok {
-			// Earlier blocks may be missing after the window was made larger.
-			if n == open-1 {
+			// The oldest blocks may be missing after the window was made larger, none after the first that is there.
+			if found || n == open-1 {
 				return 0, disagree("dedup lacks block %d of %d", n, open)
 			}
 			continue
 		}
+		found = true
 		for id := range idsOf(b.ids) {
 			p.window.ids[id] = b.number
 		}

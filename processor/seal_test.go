@@ -265,8 +265,8 @@ func TestDeadRecords(t *testing.T) {
 }
 
 func TestTakingOverRefusesWhatDoesNotFit(t *testing.T) {
-	const number, dedupLeaves = 3, 2 * blockLeaves
-	in := makeInput(t, 7, 3500, number)
+	const number, dedupLeaves = 3, 3 * blockLeaves
+	in := makeInput(t, 7, 5500, number)
 	fresh := func() (*sink, uint64) {
 		var out sink
 		p := newPartition(number, testPartitions, dedupLeaves)
@@ -322,6 +322,10 @@ func TestTakingOverRefusesWhatDoesNotFit(t *testing.T) {
 			out.leaves = slices.Delete(out.leaves, len(out.leaves)-3, len(out.leaves)-2)
 		}, "there must be"},
 		{"newest block lost", func(out *sink, _ *uint64) { out.dedup = out.dedup[:len(out.dedup)-1] }, "dedup lacks block"},
+		{"a block in the middle lost", func(out *sink, _ *uint64) {
+			out.dedup = slices.Delete(out.dedup, len(out.dedup)-2, len(out.dedup)-1)
+		}, "dedup lacks block"},
+		{"oldest block gone", func(out *sink, _ *uint64) { out.dedup = out.dedup[len(out.dedup)-2:] }, ""},
 		{"a block edited", func(out *sink, _ *uint64) {
 			m := new(recordpb.DedupBlock)
 			change(m, &out.dedup[0], func() { m.Ids = m.Ids[1:] })
