@@ -26,12 +26,16 @@ type keysCreateCmd struct {
 	Scopes     []string      `help:"What it may do: events:write, events:read, admin." default:"events:write,events:read" placeholder:"SCOPE,..."`
 	ExpiresIn  time.Duration `help:"When it stops working, as in 720h. Default: never." placeholder:"DURATION"`
 	AllowCIDRs []string      `name:"allow-cidrs" help:"Addresses (CIDR) that may use it. Default: any." placeholder:"CIDR,..."`
+	RateLimit  float64       `help:"Events per second. Default: no limit." placeholder:"EVENTS"`
+	RateBurst  int           `help:"Events that may come at once. Default: one second's worth." placeholder:"EVENTS"`
 	Secret     string        `help:"Its text, chosen: imk_sk_ and letters and digits. Default: drawn." placeholder:"KEY"`
 }
 
 // Run prints the key's text alone to standard output.
 func (c *keysCreateCmd) Run(ctx context.Context, p *process) error {
-	n := control.NewKey{Name: c.Name, Secret: c.Secret}
+	n := control.NewKey{
+		Name: c.Name, Secret: c.Secret, RateLimit: control.Limit{PerSecond: c.RateLimit, Burst: c.RateBurst},
+	}
 	for _, s := range c.Scopes {
 		n.Scopes = append(n.Scopes, control.Scope(s))
 	}
