@@ -24,18 +24,24 @@ const (
 
 // compactIfDue runs within the broker's loop: no request is handled until it returns.
 func (s *Server) compactIfDue() {
-	if time.Since(s.compactedAt) < s.cfg.CompactInterval {
+	due := time.Since(s.compactedAt) >= s.cfg.CompactInterval
+	if !due && !s.marked {
 		return
 	}
-	s.compactedAt = time.Now()
-	if err := s.compact(); err != nil {
+	err := s.endCompaction() // an earlier one that could not be ended is tried again without waiting
+	if due {
+		s.compactedAt = time.Now()
+		if err == nil {
+			err = s.compact()
+		}
+	}
+	if err != nil && due {
 		ctx := context.Background() //nolint:forbidigo // the broker's loop has none
 		s.logger.LogAttrs(ctx, slog.LevelError, "local kafka does not compact", slog.Any("error", err))
 	}
 }
 
 func (s *Server) compact() error {
-	dir := s.cfg.Dir
 	if err := s.Admit(); err != nil {
 		return err // what kfake cannot write it drops
 	}
@@ -43,17 +49,33 @@ func (s *Server) compact() error {
 	if err != nil {
 		return err
 	}
-	if err := linkPartitions(dir, names); err != nil {
-		return errors.Join(err, os.RemoveAll(filepath.Join(dir, compactingDir)))
+	s.marked = true // from the first attempt at it on
+	if err := linkPartitions(s.cfg.Dir, names); err != nil {
+		return errors.Join(err, s.endCompaction())
 	}
+	s.replaced = names
 	s.cluster.Compact()
+	return s.endCompaction()
+}
+
+// endCompaction makes a compaction final. Until it returns without an error the next start may put the old files back,
+// so that nothing may be written to the new ones: onProduce and onEndTxn refuse while s.marked.
+func (s *Server) endCompaction() error {
+	if !s.marked {
+		return nil
+	}
 	// The new files are on disk, each synced by kfake; their names are with their folders.
-	for _, name := range names {
-		if err := syncDir(filepath.Join(dir, "partitions", name)); err != nil {
+	for _, name := range s.replaced {
+		err := syncDir(filepath.Join(s.cfg.Dir, "partitions", name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // its topic was deleted
 			return err
 		}
 	}
-	return dropCompaction(dir)
+	if err := dropMark(s.cfg.Dir); err != nil {
+		return err
+	}
+	s.marked, s.replaced = false, nil
+	return dropLinks(s.cfg.Dir)
 }
 
 // compacted returns the folders of the partitions of compacted topics: "<escaped topic>-<partition>".
@@ -84,7 +106,14 @@ func (s *Server) compacted() ([]string, error) {
 // undone from here on.
 func linkPartitions(dir string, names []string) error {
 	backup := filepath.Join(dir, compactingDir)
-	if err := errors.Join(os.RemoveAll(backup), os.Mkdir(backup, 0o700)); err != nil {
+	// What an earlier compaction has left behind must not be taken for this one's.
+	if err := dropMark(dir); err != nil {
+		return err
+	}
+	if err := dropLinks(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(backup, 0o700); err != nil {
 		return fmt.Errorf("making a folder for links: %w", err)
 	}
 	for _, name := range names {
@@ -115,7 +144,7 @@ func linkPartitions(dir string, names []string) error {
 func restoreCompaction(dir string) error {
 	backup := filepath.Join(dir, compactingDir)
 	if _, err := os.Stat(filepath.Join(backup, compactingMark)); errors.Is(err, fs.ErrNotExist) {
-		return os.RemoveAll(backup) // compaction had not begun, or was done
+		return dropLinks(dir) // compaction had not begun, or was done
 	} else if err != nil {
 		return fmt.Errorf("looking for links: %w", err)
 	}
@@ -139,19 +168,28 @@ func restoreCompaction(dir string) error {
 	if err := syncDir(filepath.Join(dir, "partitions")); err != nil {
 		return err
 	}
-	return dropCompaction(dir)
-}
-
-// dropCompaction removes the mark first: links without it mean nothing.
-func dropCompaction(dir string) error {
-	backup := filepath.Join(dir, compactingDir)
-	if err := os.Remove(filepath.Join(backup, compactingMark)); err != nil {
-		return fmt.Errorf("removing the mark of a compaction: %w", err)
-	}
-	if err := syncDir(backup); err != nil {
+	if err := dropMark(dir); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(backup); err != nil {
+	return dropLinks(dir)
+}
+
+// dropMark makes links mean nothing: when it returns without an error, no start puts the old files back, even after a
+// power cut. It may be repeated.
+func dropMark(dir string) error {
+	backup := filepath.Join(dir, compactingDir)
+	if err := os.Remove(filepath.Join(backup, compactingMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the mark of a compaction: %w", err)
+	}
+	if err := syncDir(backup); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// dropLinks removes links that have no mark.
+func dropLinks(dir string) error {
+	if err := os.RemoveAll(filepath.Join(dir, compactingDir)); err != nil {
 		return fmt.Errorf("removing links: %w", err)
 	}
 	return nil

@@ -45,7 +45,10 @@ type Server struct {
 	disk        disk
 	cfg         Config
 	logger      *slog.Logger
-	compactedAt time.Time // used by the broker's only loop
+	compactedAt time.Time // this and what follows: used by the broker's only loop
+	// marked says that the mark of a compaction may be on disk, and replaced which partitions have new files under it.
+	marked   bool
+	replaced []string
 }
 
 // brokerConfigs, besides kfake's defaults.
@@ -116,12 +119,12 @@ func (s *Server) Close() error {
 	return s.journal.close()
 }
 
-// onProduce refuses records while the disk has no room for them, before kfake has looked at their sequence numbers:
+// onProduce refuses records while the disk has no room for them, or a crash would undo them, before kfake has looked at their sequence numbers:
 // the client sends the same batch again until its own limits, and succeeds once there is room.
 func (s *Server) onProduce(kreq kmsg.Request) (kmsg.Response, error, bool) {
 	s.cluster.KeepControl()
 	s.compactIfDue()
-	if s.disk.check(s.disk.minFreeBytes/2) == nil {
+	if !s.marked && s.disk.check(s.disk.minFreeBytes/2) == nil {
 		return nil, nil, false
 	}
 	req, ok := kreq.(*kmsg.ProduceRequest)
@@ -165,8 +168,8 @@ func (s *Server) onEndTxn(kreq kmsg.Request) (kmsg.Response, error, bool) {
 	if !ok {
 		return nil, nil, false
 	}
-	err := s.disk.check(s.disk.minFreeBytes / 4)
-	if err == nil || !req.Commit {
+	err := errors.Join(s.endCompaction(), s.disk.check(s.disk.minFreeBytes/4))
+	if err == nil || !req.Commit { // a marker of an abort that is lost is written again by repair
 		err = s.journal.end(req)
 	}
 	if err == nil {

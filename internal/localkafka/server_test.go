@@ -199,6 +199,89 @@ func TestCompactionIsUndone(t *testing.T) {
 	}
 }
 
+// TestNothingIsWrittenUnderTheMarkOfACompaction: what came after a compaction whose mark cannot be removed would be gone
+// after a crash, so it is refused until the mark can be removed, even if there is no room then for the next compaction.
+func TestNothingIsWrittenUnderTheMarkOfACompaction(t *testing.T) {
+	dir := t.TempDir()
+	s := startServer(t, Config{Dir: dir, CompactInterval: time.Hour, MinFreeBytes: 1})
+	createTopic(t, s, "config", map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})
+	cl := newClient(t, s, kgo.DefaultProduceTopic("config"), kgo.ProducerLinger(0), kgo.RecordDeliveryTimeout(time.Second))
+	produce := func() error {
+		return cl.ProduceSync(t.Context(), &kgo.Record{Key: []byte("key"), Value: []byte("value")}).FirstErr()
+	}
+	for range 5 {
+		if err := produce(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark := filepath.Join(dir, compactingDir, compactingMark)
+	jam := filepath.Join(mark, "jam") // a folder with something in it cannot be removed as a file can
+	wantRefused := func() {
+		t.Helper()
+		if err := os.MkdirAll(jam, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := produce(); !errors.Is(err, kerr.KafkaStorageError) && !errors.Is(err, kgo.ErrRecordTimeout) {
+			t.Fatalf("got %v, want a refusal", err)
+		}
+		req := kmsg.NewPtrEndTxnRequest()
+		req.Version, req.Commit, req.TransactionalID = 5, true, "t"
+		resp, err := req.RequestWith(t.Context(), cl)
+		if err != nil || !errors.Is(kerr.ErrorForCode(resp.ErrorCode), kerr.CoordinatorNotAvailable) {
+			t.Fatalf("a commit: %v, %+v; want a refusal", err, resp)
+		}
+	}
+	wantGone := func() {
+		t.Helper()
+		if err := os.Remove(jam); err != nil {
+			t.Fatal(err)
+		}
+		if err := produce(); err != nil {
+			t.Fatalf("the mark can be removed, and still: %v", err)
+		}
+		if _, err := os.Stat(filepath.Dir(mark)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("links are left: %v", err)
+		}
+	}
+
+	// One cannot begin, because the mark of another is in its way.
+	s.compactedAt = time.Time{}
+	wantRefused()
+	wantGone()
+
+	// One is through, and cannot be ended.
+	names, err := s.compacted()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(linkPartitions(dir, names), os.Remove(mark)); err != nil {
+		t.Fatal(err)
+	}
+	s.marked, s.replaced = true, names
+	s.cluster.Compact()
+	wantRefused()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	s.disk.minFreeBytes = int64(st.Bavail) * st.Bsize * 3 / 2 // no room to compact, enough to take records
+	s.compactedAt = time.Time{}
+	wantGone()
+
+	cl.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = startServer(t, Config{Dir: dir})
+	ends, err := kadm.NewClient(newClient(t, s)).ListEndOffsets(t.Context(), "config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, _ := ends.Lookup("config", 0); o.Offset != 7 {
+		t.Errorf("the end is %d, 7 records were acknowledged", o.Offset)
+	}
+}
+
 func TestCompacts(t *testing.T) {
 	dir := t.TempDir()
 	s := startServer(t, Config{Dir: dir, CompactInterval: time.Nanosecond})
