@@ -255,3 +255,20 @@ func TestRunEndsBeforeClickHouseIsThere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAnOutageEndsWhenNothingFailsAnyMore(t *testing.T) {
+	var o outages
+	refused := errors.New("refused")
+	o.begin(systemClickHouse, 1, refused)
+	o.begin(systemClickHouse, 1, refused)
+	o.begin(systemClickHouse, 2, refused)
+	o.end(systemClickHouse, 1)
+	if err := o.err(); !errors.Is(err, refused) {
+		t.Errorf("partition 2 still fails: %v", err)
+	}
+	o.end(systemClickHouse, 2)
+	o.end(systemKafka, noPartition)
+	if err := o.err(); err != nil {
+		t.Errorf("nothing fails: %v", err)
+	}
+}

@@ -202,6 +202,14 @@ func (i *inserter) watermark(ctx context.Context, table string, partition int32,
 	return int64(n), err
 }
 
+// hasLeaf says whether leaves has the decoded record, at an offset of a partition.
+func (i *inserter) hasLeaf(ctx context.Context, partition int32, offset int64) (bool, error) {
+	n, err := i.queryUInt64(ctx, fmt.Sprintf("SELECT count() FROM %s WHERE chain = unhex('%x') AND sequence = %d "+
+		"AND leaf_hash = unhex('%x') AND ledger_partition = %d AND ledger_offset = %d",
+		tableLeaves, i.record.chain, i.record.sequence, i.record.leafHash, partition, offset))
+	return n != 0, err
+}
+
 func (i *inserter) queryUInt64(ctx context.Context, query string) (uint64, error) {
 	var col proto.ColUInt64
 	err := i.do(ctx, ch.Query{Body: query, Result: proto.Results{{Name: "", Data: &col}}})

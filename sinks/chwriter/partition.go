@@ -128,24 +128,29 @@ func (p *partition) takeOver(ctx context.Context) error {
 		}
 		p.inTable[table] = mark
 	}
-	if p.committed == noOffset {
-		return p.checkStart(ctx)
+	if p.committed == noOffset || p.inTable[tableLeaves] > 0 {
+		return p.checkBounds(ctx)
 	}
 	return nil
 }
 
-// checkStart makes sure, where the group knows nothing of the partition, that the topic still has everything that is
-// not in the tables.
-func (p *partition) checkStart(ctx context.Context) error {
-	var start int64
+// checkBounds makes sure, where the tables have more of the partition than the group knows, that the topic still has
+// everything that is not in them, and that it is not a new one under the old name. See also checkSame.
+func (p *partition) checkBounds(ctx context.Context) error {
+	var start, end int64
 	err := p.retry(ctx, systemKafka, func(ctx context.Context) (err error) {
-		start, err = p.w.startOffset(ctx, p.id)
+		start, end, err = p.w.bounds(ctx, p.id)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if have := p.inTable[tableLeaves]; start > have {
+	have := p.inTable[tableLeaves]
+	if end < have {
+		return halt("clickhouse has the records below %d, and the topic ends at %d: it has lost records or was created "+
+			"anew, and what it has is not what clickhouse has", have, end)
+	}
+	if p.committed == noOffset && start > have {
 		return halt("the group has no offset, clickhouse has the records below %d, and the topic begins at %d: those "+
 			"between are lost to clickhouse. To go on without them, set the group's offset to %d", have, start, start)
 	}
@@ -169,6 +174,11 @@ func (p *partition) step(ctx context.Context) error {
 	}
 	p.queue.waitBatch(ctx, p.w.draining, p.w.cfg.Linger, p.w.cfg.BatchRows, p.w.cfg.BatchBytes)
 	b := newBatch(p.queue.take(p.w.cfg.BatchRows, p.w.cfg.BatchBytes, p.sameSide))
+	if p.has(tableLeaves, b) {
+		if err := p.checkSame(ctx, b.records[len(b.records)-1]); err != nil {
+			return err
+		}
+	}
 	if p.has(tableLeaves, b) && p.has(tableEvents, b) {
 		p.w.metrics.skipped.Add(float64(len(b.records)))
 		p.wrote(b)
@@ -179,6 +189,22 @@ func (p *partition) step(ctx context.Context) error {
 
 // has says that all records of b are in a table since before the take-over.
 func (p *partition) has(table string, b *batch) bool { return b.last < p.inTable[table] }
+
+// checkSame makes sure that the table has this very record, and not another at its offset from before the topic was
+// created anew. A leaf hash covers all that was before it in its chain, so the last record of a batch speaks for it.
+func (p *partition) checkSame(ctx context.Context, r *kgo.Record) error {
+	same, err := ask(ctx, p, func(ctx context.Context, i *inserter) (bool, error) {
+		if err := i.record.decode(r.Value); err != nil {
+			return false, halt("offset %d: %w", r.Offset, err)
+		}
+		return i.hasLeaf(ctx, p.id, r.Offset)
+	})
+	if err == nil && !same {
+		return halt("clickhouse has the records below %d, but not the topic's at offset %d: the topic was created anew, or "+
+			"rows were deleted", p.inTable[tableLeaves], r.Offset)
+	}
+	return err
+}
 
 // sameSide keeps a batch from having records on both sides of what a table has: it must be inserted as a whole or not
 // at all.
@@ -367,7 +393,7 @@ func (p *partition) retry(ctx context.Context, system string, attempt func(conte
 		if _, ok := errors.AsType[*haltError](err); ok {
 			return err
 		}
-		p.w.outages.begin(system, err)
+		p.w.outages.begin(system, p.id, err)
 		if system == systemKafka {
 			p.w.metrics.commitRetries.Inc()
 		} else {
@@ -375,7 +401,7 @@ func (p *partition) retry(ctx context.Context, system string, attempt func(conte
 		}
 		if !failed {
 			failed = true
-			defer p.w.outages.end(system)
+			defer p.w.outages.end(system, p.id)
 			p.logger.WarnContext(ctx, "trying again until it works", "system", system, "error", err)
 		}
 		select {

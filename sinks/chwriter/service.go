@@ -91,7 +91,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, e
 		// What was polled reaches its partition's queue before the group can take the partition away: none of it goes
 		// to the queue of a later assignment.
 		kgo.BlockRebalanceOnPoll(),
-		kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) { w.outages.end(systemKafka) }),
+		kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) { w.outages.end(systemKafka, noPartition) }),
 		kgo.OnOffsetsFetched(w.onOffsetsFetched),
 		kgo.OnPartitionsRevoked(w.onPartitionsGone),
 		kgo.OnPartitionsLost(w.onPartitionsGone),
@@ -159,11 +159,11 @@ func (w *Writer) checkTables(ctx context.Context) error {
 			var engine string
 			if err = conn.QueryRow(ctx, query).Scan(&engine); err == nil {
 				w.replicated = engine != "MergeTree"
-				w.outages.end(systemClickHouse)
+				w.outages.end(systemClickHouse, noPartition)
 				return nil
 			}
 		}
-		w.outages.begin(systemClickHouse, err)
+		w.outages.begin(systemClickHouse, noPartition, err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -186,7 +186,7 @@ func (w *Writer) poll(ctx context.Context, client *kgo.Client) {
 			}
 		case ctx.Err() != nil || errors.Is(f.Err, kgo.ErrClientClosed):
 		case f.Topic != w.topic || f.Partition < 0 || kerr.IsRetriable(f.Err):
-			w.outages.begin(systemKafka, f.Err) // the client logs it, and tries again
+			w.outages.begin(systemKafka, noPartition, f.Err) // the client logs it, and tries again
 		case errors.Is(f.Err, kerr.OffsetOutOfRange):
 			w.halt(ctx, f.Partition, w.partition(f.Partition), fmt.Errorf("records that were not written have gone from the topic: %w", f.Err))
 		default:
@@ -345,17 +345,27 @@ func (w *Writer) commit(ctx context.Context, id int32, at kgo.EpochOffset, metad
 	return nil
 }
 
-// startOffset returns the first offset that the topic has of a partition.
-func (w *Writer) startOffset(ctx context.Context, id int32) (int64, error) {
-	offsets, err := kadm.NewClient(w.client).ListStartOffsets(ctx, w.topic)
-	if err != nil {
-		return 0, fmt.Errorf("asking for the topic's start: %w", err)
+// bounds returns the first offset that the topic has of a partition, and the one after its last.
+func (w *Writer) bounds(ctx context.Context, id int32) (start, end int64, err error) {
+	admin := kadm.NewClient(w.client)
+	for _, bound := range []struct {
+		offset *int64
+		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
+	}{{&start, admin.ListStartOffsets}, {&end, admin.ListEndOffsets}} {
+		offsets, err := bound.list(ctx, w.topic)
+		if err != nil {
+			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", err)
+		}
+		o, ok := offsets.Lookup(w.topic, id)
+		if !ok {
+			return 0, 0, errors.New("asking for the topic's bounds: no answer")
+		}
+		if o.Err != nil {
+			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", o.Err)
+		}
+		*bound.offset = o.Offset
 	}
-	o, ok := offsets.Lookup(w.topic, id)
-	if !ok {
-		return 0, errors.New("asking for the topic's start: no answer")
-	}
-	return o.Offset, o.Err
+	return start, end, nil
 }
 
 // borrow waits for an inserter.
@@ -419,33 +429,44 @@ const (
 	systemClickHouse = "clickhouse"
 )
 
-// outages is what does not work at the moment, by system.
+// noPartition is for what concerns the writer as a whole.
+const noPartition = -1
+
+// outages is what does not work at the moment, by system and partition: a system is back only when none of the
+// partitions still fails.
 type outages struct {
 	mu      sync.Mutex
-	reasons map[string]error
+	reasons map[string]map[int32]error
 }
 
-func (o *outages) begin(system string, reason error) {
+func (o *outages) begin(system string, partition int32, reason error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.reasons == nil {
-		o.reasons = make(map[string]error)
+		o.reasons = make(map[string]map[int32]error)
 	}
-	o.reasons[system] = reason
+	if o.reasons[system] == nil {
+		o.reasons[system] = make(map[int32]error)
+	}
+	o.reasons[system][partition] = reason
 }
 
-func (o *outages) end(system string) {
+func (o *outages) end(system string, partition int32) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.reasons, system)
+	delete(o.reasons[system], partition)
 }
+
+// err has one reason for each system: they are alike.
 
 func (o *outages) err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var errs []error
 	for _, system := range slices.Sorted(maps.Keys(o.reasons)) {
-		errs = append(errs, fmt.Errorf("%s: %w", system, o.reasons[system]))
+		if failing := slices.Sorted(maps.Keys(o.reasons[system])); len(failing) > 0 {
+			errs = append(errs, fmt.Errorf("%s: %w", system, o.reasons[system][failing[0]]))
+		}
 	}
 	return errors.Join(errs...)
 }
