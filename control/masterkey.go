@@ -16,7 +16,8 @@ import (
 )
 
 // MasterKey is the one secret of an installation: the keys under which secrets are sealed derive from it. Every service
-// of an installation has the same. Without it no event with an idempotency key can be accepted any more.
+// of an installation has the same. Without it no workspace opens: every API key is answered 503, and nothing can be
+// changed. The ledger can still be verified. Back it up.
 type MasterKey [32]byte
 
 // String hides the key from logs and from %v.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/devmode"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 )
 
@@ -114,6 +117,58 @@ func TestExitCodes(t *testing.T) {
 	} {
 		if got := run(tc.args); got != tc.want {
 			t.Errorf("%v: exit code %d, want %d", tc.args, got, tc.want)
+		}
+	}
+}
+
+// TestUpReplicas: the embedded Kafka has one replica, and one elsewhere at least three unless fewer are allowed.
+func TestUpReplicas(t *testing.T) {
+	elsewhere := kafkaFlags{Kafka: []string{"127.0.0.1:1"}}
+	for name, tc := range map[string]struct {
+		cmd     upCmd
+		want    int16
+		wantErr string
+		warns   bool
+	}{
+		"embedded":          {upCmd{}, 1, "", true},
+		"embedded, three":   {upCmd{Replicas: 3}, 0, "single replica", false},
+		"real":              {upCmd{Kafkas: elsewhere}, 3, "", false},
+		"real, five":        {upCmd{Kafkas: elsewhere, Replicas: 5}, 5, "", false},
+		"real, one":         {upCmd{Kafkas: elsewhere, Replicas: 1}, 0, "--allow-single-replica", false},
+		"real, allowed":     {upCmd{Kafkas: elsewhere, AllowSingleReplica: true}, 1, "", true},
+		"embedded, allowed": {upCmd{AllowSingleReplica: true}, 1, "", true},
+	} {
+		var log bytes.Buffer
+		tc.cmd.Partitions = 4
+		got, err := tc.cmd.replicas(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))
+		if tc.wantErr != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if err != nil || got != tc.want || strings.Contains(log.String(), "level=WARN") != tc.warns {
+			t.Errorf("%s: %d replicas, %v, logged %q", name, got, err, &log)
+		}
+	}
+}
+
+func TestAnnounceShowsAKeyOnce(t *testing.T) {
+	for name, tc := range map[string]struct {
+		started devmode.Started
+		chosen  string
+		want    string
+	}{
+		"drawn":           {devmode.Started{DrawnKey: "imk_sk_drawn"}, "", "Bearer imk_sk_drawn'"},
+		"chosen, new":     {devmode.Started{ChoseKey: true}, "imk_sk_chosen", "Bearer imk_sk_chosen'"},
+		"chosen, not new": {devmode.Started{}, "imk_sk_chosen", "Bearer YOUR_KEY'"},
+		"a later start":   {devmode.Started{}, "", "Bearer YOUR_KEY'"},
+	} {
+		var out bytes.Buffer
+		announce(&out, tc.started, tc.chosen)
+		made := tc.want != "Bearer YOUR_KEY'"
+		if !strings.Contains(out.String(), tc.want) || strings.Contains(out.String(), "imk_sk_") != made {
+			t.Errorf("%s: %s", name, &out)
 		}
 	}
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -14,17 +16,19 @@ import (
 )
 
 type upCmd struct {
-	Addr       string          `help:"Address to serve everything on." default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
-	Data       string          `help:"Folder for all data." default:"./data" placeholder:"DIR"`
-	APIKey     string          `name:"api-key" help:"API key to create in the workspace default: imk_sk_ and letters and digits. Drawn and printed once if not given; better given in the environment." placeholder:"KEY"`
-	Libchdb    string          `help:"Path of libchdb.so, the embedded ClickHouse; npm ci installs it where it is found." placeholder:"FILE"`
-	MinFreeMiB int64           `name:"min-free-mib" help:"MiB of disk space below which no new events are accepted." default:"256"`
-	Partitions int32           `help:"Partitions of the topics; fixed when they are created." default:"4"`
-	Replicas   int16           `help:"Replicas of the topics." default:"1"`
-	TLSCert    string          `help:"PEM file of a certificate: serve HTTPS." placeholder:"FILE"`
-	TLSKey     string          `help:"PEM file of its key." placeholder:"FILE"`
-	Kafkas     kafkaFlags      `embed:""`
-	Tables     clickhouseFlags `embed:""`
+	Addr               string          `help:"Address to serve everything on." default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
+	InternalAddr       string          `help:"Address to serve /livez, /readyz, /metrics and /debug/pprof on as well. Default: none." placeholder:"HOST:PORT"`
+	Data               string          `help:"Folder for all data." default:"./data" placeholder:"DIR"`
+	APIKey             string          `name:"api-key" help:"API key to create in the workspace default: imk_sk_ and letters and digits. Drawn and printed once if not given; better given in the environment." placeholder:"KEY"`
+	Libchdb            string          `help:"Path of libchdb.so, the embedded ClickHouse; npm ci installs it where it is found." placeholder:"FILE"`
+	MinFreeMiB         int64           `name:"min-free-mib" help:"MiB of disk space below which no new events are accepted." default:"256"`
+	Partitions         int32           `help:"Partitions of the topics; fixed when they are created." default:"4"`
+	Replicas           int16           `help:"Replicas of every topic. Default: 1 with the embedded Kafka, 3 with --kafka."`
+	AllowSingleReplica bool            `help:"With --kafka, allow one replica instead: the loss of one disk is then the loss of accepted events."`
+	TLSCert            string          `help:"PEM file of a certificate: serve HTTPS." placeholder:"FILE"`
+	TLSKey             string          `help:"PEM file of its key." placeholder:"FILE"`
+	Kafkas             kafkaFlags      `embed:""`
+	Tables             clickhouseFlags `embed:""`
 }
 
 // Help is shown by --help.
@@ -39,9 +43,14 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 	if c.Tables.ClickHouse != "" {
 		tables = c.Tables.config()
 	}
+	replicas, err := c.replicas(ctx, p.logger)
+	if err != nil {
+		return err
+	}
 	up, err := devmode.New(devmode.Config{
-		Dir: c.Data, HTTP: httpserver.Config{Addr: c.Addr, TLSCertFile: c.TLSCert, TLSKeyFile: c.TLSKey}, Kafka: c.Kafkas.config(),
-		Partitions: c.Partitions, Replicas: c.Replicas, ClickHouse: tables, Library: c.Libchdb, APIKey: c.APIKey,
+		Dir: c.Data, HTTP: httpserver.Config{Addr: c.Addr, TLSCertFile: c.TLSCert, TLSKeyFile: c.TLSKey},
+		Internal: httpserver.Config{Addr: c.InternalAddr, WriteTimeout: profileTimeout}, Kafka: c.Kafkas.config(),
+		Partitions: c.Partitions, Replicas: replicas, ClickHouse: tables, Library: c.Libchdb, APIKey: c.APIKey,
 		MinFreeBytes: c.MinFreeMiB << 20, Started: func(s devmode.Started) { announce(p.stdout, s, c.APIKey) },
 	}, telemetry.NewRegistry(), p.logger)
 	if err != nil {
@@ -50,13 +59,33 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 	return up.Run(ctx)
 }
 
+// replicas of the topics. A Kafka elsewhere is held to what the services hold theirs to.
+func (c *upCmd) replicas(ctx context.Context, logger *slog.Logger) (int16, error) {
+	if len(c.Kafkas.Kafka) > 0 {
+		flags := layoutFlags{
+			Partitions: c.Partitions, Replicas: cmp.Or(c.Replicas, 3), AllowSingleReplica: c.AllowSingleReplica,
+			LedgerRetentionDays: devmode.LedgerRetentionDays,
+		}
+		l, err := flags.layout(ctx, c.Kafkas.TopicPrefix, logger)
+		return l.Replicas, err
+	}
+	if c.Replicas > 1 {
+		return 0, errors.New("the embedded Kafka has a single replica: --replicas is for --kafka")
+	}
+	logger.WarnContext(ctx, "the embedded kafka keeps a single replica of every event, on this machine's disk: for evaluation, not for production")
+	return 1, nil
+}
+
+// announce shows an API key's text only where this start has made the key: output ends in logs.
 func announce(w io.Writer, s devmode.Started, chosen string) {
-	key := cmp.Or(s.DrawnKey, chosen, "YOUR_KEY")
+	key := "YOUR_KEY"
 	fmt.Fprintf(w, "Immutable is up at %s after %v.\n", s.URL, s.Took.Round(10*time.Millisecond))
 	switch {
 	case s.DrawnKey != "":
+		key = s.DrawnKey
 		fmt.Fprintf(w, "API key of workspace %s, shown only this once: %s\n", devmode.DefaultWorkspace, key)
-	case chosen != "":
+	case s.ChoseKey:
+		key = chosen
 		fmt.Fprintf(w, "API key of workspace %s, as chosen: %s\n", devmode.DefaultWorkspace, key)
 	default:
 		fmt.Fprintln(w, "The first start printed an API key; `immutable keys create --data DIR --name NAME` makes another.")

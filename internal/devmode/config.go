@@ -20,6 +20,8 @@ type Config struct {
 	Dir string
 	// HTTP is the one address that serves the API and health, metrics included.
 	HTTP httpserver.Config
+	// Internal serves health, metrics and profiles once more, where the outside does not reach. Default: none.
+	Internal httpserver.Config
 	// Kafka is a cluster to use instead of the embedded one, which runs where it names no broker. Its TopicPrefix holds
 	// for both.
 	Kafka kafka.Config
@@ -48,6 +50,8 @@ type Started struct {
 	// DrawnKey is the text of the API key that the first start drew. "" at later starts, where nobody knows it any more,
 	// and where one was chosen.
 	DrawnKey string
+	// ChoseKey: this start has made the key that was chosen.
+	ChoseKey bool
 	Took     time.Duration
 }
 
@@ -62,6 +66,11 @@ func (c *Config) Validate() error {
 	if err := c.HTTP.Validate(); err != nil {
 		return fmt.Errorf("http: %w", err)
 	}
+	if c.Internal.Addr != "" {
+		if err := c.Internal.Validate(); err != nil {
+			return fmt.Errorf("internal http: %w", err)
+		}
+	}
 	if len(c.Kafka.Brokers) > 0 {
 		if err := c.Kafka.Validate(); err != nil {
 			return err
@@ -73,12 +82,12 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// ledgerRetentionDays is how long the ledger topic keeps what has long been in ClickHouse.
-const ledgerRetentionDays = 30
+// LedgerRetentionDays is how long the ledger topic keeps what has long been in ClickHouse.
+const LedgerRetentionDays = 30
 
 func (c *Config) layout() schemas.TopicLayout {
 	return schemas.TopicLayout{
 		Prefix: c.Kafka.TopicPrefix, Partitions: cmp.Or(c.Partitions, 4), Replicas: cmp.Or(c.Replicas, 1),
-		LedgerRetentionDays: ledgerRetentionDays,
+		LedgerRetentionDays: LedgerRetentionDays,
 	}
 }

@@ -59,7 +59,7 @@ func (f *UpFile) Brokers() []string { return strings.Split(f.Kafka, ",") }
 // Layout of the topics.
 func (f *UpFile) Layout() schemas.TopicLayout {
 	return schemas.TopicLayout{
-		Prefix: f.TopicPrefix, Partitions: f.Partitions, Replicas: f.Replicas, LedgerRetentionDays: ledgerRetentionDays,
+		Prefix: f.TopicPrefix, Partitions: f.Partitions, Replicas: f.Replicas, LedgerRetentionDays: LedgerRetentionDays,
 	}
 }
 
@@ -84,13 +84,23 @@ func MasterKey(dir string) (control.MasterKey, error) {
 	return control.LoadMasterKey(filepath.Join(dir, masterKeyFile))
 }
 
-// ensureMasterKey creates the master key at the first start.
+// ensureMasterKey creates the master key at the first start. Where there is data already it does not: under another key
+// nothing that is configured there could be read.
 func ensureMasterKey(dir string) (control.MasterKey, error) {
 	key, err := MasterKey(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return control.CreateMasterKey(filepath.Join(dir, masterKeyFile))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
 	}
-	return key, err
+	for _, name := range []string{upFile, kafkaDir} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return control.MasterKey{}, fmt.Errorf(
+				"%[1]s is missing, and the data in %[2]s cannot be opened without it: restore %[1]s from a backup",
+				filepath.Join(dir, masterKeyFile), dir)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return control.MasterKey{}, fmt.Errorf("looking for data that needs a master key: %w", err)
+		}
+	}
+	return control.CreateMasterKey(filepath.Join(dir, masterKeyFile))
 }
 
 // lock takes the data folder for this process, until the returned function or the process's end, however it ends.

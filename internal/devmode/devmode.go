@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,7 +115,7 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 		return err
 	}
 
-	drawn, err := firstStart(ctx, control.WriterConfig{
+	made, err := firstStart(ctx, control.WriterConfig{
 		Kafka: kafkaConfig, MasterKey: masterKey, Partitions: layout.Partitions,
 	}, u.cfg.APIKey, u.logger)
 	if err != nil {
@@ -131,7 +132,11 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 		return err
 	}
 	if u.cfg.Started != nil {
-		u.cfg.Started(Started{URL: now.HTTP, DrawnKey: drawn, Took: time.Since(began)})
+		started := Started{URL: now.HTTP, DrawnKey: made, Took: time.Since(began)}
+		if u.cfg.APIKey != "" {
+			started.DrawnKey, started.ChoseKey = "", made != ""
+		}
+		u.cfg.Started(started)
 	}
 	return nil
 }
@@ -253,20 +258,32 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	if err != nil {
 		return nil, err
 	}
-	routes := append(door.Routes(), timeline.Routes()...)
-	routes = append(routes, httpserver.HealthRoutes(u.reg,
-		httpserver.Check{Name: "control", Ready: view.Ready},
-		httpserver.Check{Name: "processor", Ready: seal.Ready},
-		httpserver.Check{Name: "clickhouse_writer", Ready: writer.Ready},
-		httpserver.Check{Name: "query", Ready: timeline.Ready},
-		httpserver.Check{Name: "ingest", Ready: door.Ready},
-	)...)
-	web, err := httpserver.New(u.cfg.HTTP, httpserver.NewRouter(u.logger, routes...), u.logger)
+	checks := []httpserver.Check{
+		{Name: "control", Ready: view.Ready},
+		{Name: "processor", Ready: seal.Ready},
+		{Name: "clickhouse_writer", Ready: writer.Ready},
+		{Name: "query", Ready: timeline.Ready},
+		{Name: "ingest", Ready: door.Ready},
+		// SIGTERM takes it out of its load balancer first.
+		{Name: "process", Ready: func(context.Context) error {
+			if ctx.Err() != nil {
+				return errors.New("stopping")
+			}
+			return nil
+		}},
+	}
+	health := httpserver.HealthRoutes(u.reg, checks...)
+	web, err := u.listen(u.cfg.HTTP, slices.Concat(door.Routes(), timeline.Routes(), health))
 	if err != nil {
 		return nil, err
 	}
-	if err := web.Listen(); err != nil {
-		return nil, err
+	if u.cfg.Internal.Addr != "" {
+		internal, err := u.listen(u.cfg.Internal, slices.Concat(health, httpserver.DebugRoutes()))
+		if err != nil {
+			return nil, errors.Join(err, web.Close())
+		}
+		parts.Start(ctx, "internal address", internal.Run) // answers to the end
+		u.logger.InfoContext(ctx, "serving health, metrics and profiles", slog.String("address", internal.Addr()))
 	}
 
 	parts.Start(ctx, "control view", view.Run)        // who may do what
@@ -282,6 +299,15 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 		}
 	}
 	return web, nil
+}
+
+// listen returns a server that runs where it is told to, once it is run.
+func (u *Up) listen(cfg httpserver.Config, routes []httpserver.Route) (*httpserver.Server, error) {
+	server, err := httpserver.New(cfg, httpserver.NewRouter(u.logger, routes...), u.logger)
+	if err != nil {
+		return nil, err
+	}
+	return server, server.Listen()
 }
 
 // readyTimeout is for the services to be ready once the engines are.

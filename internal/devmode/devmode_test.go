@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -164,9 +165,11 @@ func TestUp(t *testing.T) {
 		t.Skip("starts ClickHouse")
 	}
 	dir := filepath.Join(t.TempDir(), "data")
-	r := start(t, config(t, dir))
-	if r.DrawnKey != "" {
-		t.Error("a key was drawn although one was chosen")
+	cfg := config(t, dir)
+	cfg.Internal.Addr = freeAddr(t)
+	r := start(t, cfg)
+	if r.DrawnKey != "" || !r.ChoseKey {
+		t.Error("a key was drawn although one was chosen, or the chosen one was not made")
 	}
 	for range 3 {
 		if status := r.post("deployment.started"); status != http.StatusAccepted {
@@ -180,6 +183,16 @@ func TestUp(t *testing.T) {
 	}
 	if status, body := r.do(http.MethodGet, "/metrics", "", ""); status != http.StatusOK || !strings.Contains(body, "immutable_ingest_") {
 		t.Errorf("got %d %.200s", status, body)
+	}
+	if status, _ := r.do(http.MethodGet, "/debug/pprof/cmdline", "", ""); status != http.StatusNotFound {
+		t.Errorf("profiles at the main address: %d", status)
+	}
+	internal := &running{t: t, Started: Started{URL: "http://" + cfg.Internal.Addr}}
+	internal.ready()
+	for path, want := range map[string]string{"/livez": "live", "/metrics": "immutable_ingest_", "/debug/pprof/": "goroutine"} {
+		if status, body := internal.do(http.MethodGet, path, "", ""); status != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("internal %s: %d %.200s", path, status, body)
+		}
 	}
 
 	second, err := New(config(t, dir), prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
@@ -207,8 +220,15 @@ func TestUp(t *testing.T) {
 	}
 	t.Logf("stopped in %v", time.Since(stopping))
 
-	// Another key that was chosen is added to what there is.
-	cfg := config(t, dir)
+	// The key that was chosen is there. Another is added to it.
+	r = start(t, cfg)
+	if r.ChoseKey {
+		t.Error("a key that was there is said to be new")
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	cfg = config(t, dir)
 	cfg.APIKey += "_again"
 	r = start(t, cfg)
 	t.Logf("started again in %v", r.Took)
@@ -316,6 +336,46 @@ func TestDiskFull(t *testing.T) {
 	r.eventually("full", 0)
 	if err := r.stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// freeAddr returns an address that nothing listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
+// TestNoSecondMasterKey: a lost master key is not replaced by one that opens nothing.
+func TestNoSecondMasterKey(t *testing.T) {
+	for _, data := range []string{upFile, kafkaDir} {
+		dir := t.TempDir()
+		first, err := ensureMasterKey(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(filepath.Join(dir, data), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := ensureMasterKey(dir); err != nil || again != first {
+			t.Errorf("%s: the second start has another key, or none: %v", data, err)
+		}
+		path := filepath.Join(dir, masterKeyFile)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ensureMasterKey(dir); err == nil || !strings.Contains(err.Error(), "restore "+path+" from a backup") {
+			t.Errorf("%s: got %v", data, err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: a key was drawn: %v", data, err)
+		}
 	}
 }
 

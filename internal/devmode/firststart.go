@@ -16,9 +16,9 @@ const DefaultWorkspace = "default"
 const by = "cli:up"
 
 // firstStart makes sure that there is the workspace and, where a key was chosen, that key in it; at the very first
-// start it draws a key otherwise, whose text it returns. Any step may have been the last before a
+// start it draws a key otherwise. It returns the text of the key that it made, "" where it made none. Any step may have been the last before a
 // crash: each looks at what is there.
-func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, logger *slog.Logger) (drawn string, err error) {
+func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, logger *slog.Logger) (made string, err error) {
 	w, err := control.NewWriter(cfg, logger)
 	if err != nil {
 		return "", err
@@ -60,9 +60,6 @@ func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, lo
 	}
 	if err != nil {
 		return "", fmt.Errorf("creating an API key: %w", err)
-	}
-	if chosen != "" {
-		return "", nil
 	}
 	return secret, nil
 }
