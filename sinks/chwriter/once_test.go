@@ -9,7 +9,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -19,8 +18,33 @@ func (r *rig) duplicates() uint64 {
 	return r.count("SELECT toUInt64(sum(value)) FROM system.events WHERE event = 'DuplicatedInsertedBlocks'")
 }
 
-func TestRestart(t *testing.T) {
-	r := newRig(t)
+// scenarios are what is tested with kfake and with a real broker.
+var scenarios = []struct {
+	name string
+	run  func(*testing.T, *rig)
+}{
+	{"restart", restart},
+	{"commits when idle", commitsWhenIdle},
+	{"transactions", transactions},
+	{"late insert, owner leaves", func(t *testing.T, r *rig) { t.Helper(); lateInsert(t, r, true) }},
+	{"late insert, owner gives up half", func(t *testing.T, r *rig) { t.Helper(); lateInsert(t, r, false) }},
+	{"insert's answer lost", func(t *testing.T, r *rig) { t.Helper(); uncertainInsert(t, r, cut) }},
+	{"insert lost", func(t *testing.T, r *rig) { t.Helper(); uncertainInsert(t, r, lose) }},
+	{"rebalance", rebalance},
+	{"offsets moved back", offsetsMovedBack},
+	{"offsets forgotten", offsetsForgotten},
+	{"token without rows", tokenWithoutRows},
+	{"kills", kills},
+}
+
+func TestScenarios(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) { s.run(t, newRig(t)) })
+	}
+}
+
+func restart(t *testing.T, r *rig) {
+	t.Helper()
 	for range 3 {
 		r.produce(500)
 		w := r.start(r.config())
@@ -32,8 +56,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-func TestCommitsWhenIdle(t *testing.T) {
-	r := newRig(t)
+func commitsWhenIdle(t *testing.T, r *rig) {
+	t.Helper()
 	w := r.start(r.config())
 	r.produce(100)
 	r.check()
@@ -49,8 +73,8 @@ func TestCommitsWhenIdle(t *testing.T) {
 }
 
 // Ledger records come in transactions: some offsets hold markers, and some records were aborted.
-func TestTransactions(t *testing.T) {
-	r := newRig(t)
+func transactions(t *testing.T, r *rig) {
+	t.Helper()
 	w := r.start(r.config())
 	cl := r.kafka.Client(t, kgo.TransactionalID("t"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	for i := range 12 {
@@ -82,87 +106,79 @@ func TestTransactions(t *testing.T) {
 }
 
 // An insert that its owner sent before it was replaced, and that arrives after its successor has gone on.
-func TestLateInsert(t *testing.T) {
-	for name, leave := range map[string]bool{"owner leaves": true, "owner gives up half": false} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			p, through := newProxy(t, r.dsn)
-			cfg := r.config()
-			cfg.ClickHouse.DSN, cfg.DrainTimeout, cfg.Inserters = through, time.Millisecond, 4
-			a := r.start(cfg)
-			r.produce(200)
-			r.check()
+func lateInsert(t *testing.T, r *rig, leave bool) {
+	t.Helper()
+	p, through := newProxy(t, r.dsn)
+	cfg := r.config()
+	cfg.ClickHouse.DSN, cfg.DrainTimeout, cfg.Inserters = through, time.Millisecond, 4
+	a := r.start(cfg)
+	r.produce(200)
+	r.check()
 
-			p.arm(hold, 4)
-			r.produce(200)
-			for range 4 { // one insert of each partition
-				<-p.hit
+	p.arm(hold, 4)
+	r.produce(200)
+	for range 4 { // one insert of each partition
+		<-p.hit
+	}
+	if leave {
+		a.stop()
+	}
+	b := r.start(r.config())
+	if leave {
+		r.check()
+		if n := b.metric("batches_taken_over_total"); n != 4 {
+			t.Errorf("%v batches taken over, want 4", n)
+		}
+	} else {
+		await(t, "waiting for the other half", func() error {
+			if n := b.metric("batches_taken_over_total"); n != 2 {
+				return fmt.Errorf("%v batches taken over, want 2", n)
 			}
-			if leave {
-				a.stop()
-			}
-			b := r.start(r.config())
-			if leave {
-				r.check()
-				if n := b.metric("batches_taken_over_total"); n != 4 {
-					t.Errorf("%v batches taken over, want 4", n)
-				}
-			} else {
-				await(t, "waiting for the other half", func() error {
-					if n := b.metric("batches_taken_over_total"); n != 2 {
-						return fmt.Errorf("%v batches taken over, want 2", n)
-					}
-					return nil
-				})
-			}
-			r.produce(200)
-
-			before := r.duplicates()
-			close(p.release)
-			await(t, "waiting for the late inserts", func() error {
-				want := uint64(2)
-				if leave {
-					want = 4
-				}
-				if n := r.duplicates() - before; n < want {
-					return fmt.Errorf("%d inserts dropped, want %d", n, want)
-				}
-				return nil
-			})
-			r.produce(200)
-			r.check()
+			return nil
 		})
 	}
+	r.produce(200)
+
+	before := r.duplicates()
+	close(p.release)
+	await(t, "waiting for the late inserts", func() error {
+		want := uint64(2)
+		if leave {
+			want = 4
+		}
+		if n := r.duplicates() - before; n < want {
+			return fmt.Errorf("%d inserts dropped, want %d", n, want)
+		}
+		return nil
+	})
+	r.produce(200)
+	r.check()
 }
 
 // The connection breaks when the server has the insert, or has not, and the writer cannot know.
-func TestUncertainInsert(t *testing.T) {
-	for name, fault := range map[string]faultKind{"answer lost": cut, "insert lost": lose} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			p, through := newProxy(t, r.dsn)
-			cfg := r.config()
-			cfg.ClickHouse.DSN = through
-			w := r.start(cfg)
-			r.produce(100)
-			r.check()
-			p.arm(fault, 3)
-			for range 3 {
-				r.produce(100)
-				<-p.hit
-			}
-			r.check()
-			if n := w.metric("insert_retries_total"); n < 3 {
-				t.Errorf("%v retries, want at least 3", n)
-			}
-			w.awaitReady()
-		})
+func uncertainInsert(t *testing.T, r *rig, fault faultKind) {
+	t.Helper()
+	p, through := newProxy(t, r.dsn)
+	cfg := r.config()
+	cfg.ClickHouse.DSN = through
+	w := r.start(cfg)
+	r.produce(100)
+	r.check()
+	p.arm(fault, 3)
+	for range 3 {
+		r.produce(100)
+		<-p.hit
 	}
+	r.check()
+	if n := w.metric("insert_retries_total"); n < 3 {
+		t.Errorf("%v retries, want at least 3", n)
+	}
+	w.awaitReady()
 }
 
 // Two writers come and go; each rebalance moves partitions in the middle of their work.
-func TestRebalance(t *testing.T) {
-	r := newRig(t)
+func rebalance(t *testing.T, r *rig) {
+	t.Helper()
 	cfg := r.config()
 	cfg.BatchRows, cfg.Linger = 50, time.Millisecond
 	a := r.start(cfg)
@@ -183,8 +199,8 @@ func TestRebalance(t *testing.T) {
 }
 
 // The group's offset is moved back, as an operator may do: nothing comes twice.
-func TestOffsetsMovedBack(t *testing.T) {
-	r := newRig(t)
+func offsetsMovedBack(t *testing.T, r *rig) {
+	t.Helper()
 	w := r.start(r.config())
 	r.produce(400)
 	r.check()
@@ -205,8 +221,8 @@ func TestOffsetsMovedBack(t *testing.T) {
 }
 
 // The group has forgotten its offsets, as Kafka lets it after a week without members.
-func TestOffsetsForgotten(t *testing.T) {
-	r := newRig(t)
+func offsetsForgotten(t *testing.T, r *rig) {
+	t.Helper()
 	w := r.start(r.config())
 	r.produce(100)
 	r.check()
@@ -219,53 +235,9 @@ func TestOffsetsForgotten(t *testing.T) {
 	r.check()
 }
 
-// The topic and the group were lost and made again, ClickHouse was not: what is new on the topic must not be passed over
-// because old rows have its offsets.
-func TestHaltsAtARecreatedTopic(t *testing.T) {
-	for name, c := range map[string]struct {
-		events int
-		reason string
-	}{
-		"shorter": {40, "the topic ends at"},
-		"longer":  {800, "but not the topic's at offset"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			w := r.start(r.config())
-			r.produce(400)
-			r.check()
-			w.stop()
-			rows := r.count("SELECT count() FROM leaves")
-
-			if _, err := r.admin.DeleteGroup(t.Context(), r.kafka.Config.Group(schemas.GroupClickHouse)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := r.admin.DeleteTopic(t.Context(), r.kafka.Config.Topic(schemas.TopicLedger)); err != nil {
-				t.Fatal(err)
-			}
-			if err := kafka.CreateTopics(t.Context(), r.kafka.Client(t), schemas.Topics(r.kafka.Layout)); err != nil {
-				t.Fatal(err)
-			}
-			r.sealer = newSealer(t, r.kafka.Layout.Partitions)
-			r.produce(c.events)
-			w = r.start(r.config())
-			for p := range r.kafka.Layout.Partitions {
-				w.awaitHalted(fmt.Sprintf("ledger partition %d is halted", p), c.reason)
-			}
-			w.stop()
-			if n := r.count("SELECT count() FROM leaves"); n != rows {
-				t.Errorf("%d rows, there were %d", n, rows)
-			}
-			if got := r.committed(); len(got) != 0 {
-				t.Errorf("committed %v", got)
-			}
-		})
-	}
-}
-
 // ClickHouse was killed when it had written down an insert's token, but not its rows.
-func TestTokenWithoutRows(t *testing.T) {
-	r := newRig(t)
+func tokenWithoutRows(t *testing.T, r *rig) {
+	t.Helper()
 	r.produce(100)
 	announced := make(map[int32]kadm.Offset)
 	for p, records := range r.ledger() {

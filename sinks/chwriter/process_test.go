@@ -18,17 +18,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
-	"getimmutable.dev/immutable/schemas"
 )
 
-// writerProcess is this binary as a writer of its own, to be killed. args are the brokers and the DSN.
+// writerProcess is this binary as a writer of its own, to be killed. args are the brokers, the topics' prefix and the DSN.
 func writerProcess(args []string) int {
 	cfg := Config{
-		ClickHouse: clickhouse.Config{DSN: args[1]}, Instance: "killed",
+		ClickHouse: clickhouse.Config{DSN: args[2]}, Instance: "killed",
 		BatchRows: 20, Linger: time.Millisecond, SessionTimeout: 2 * time.Second,
 	}
 	cfg.Kafka.Brokers = strings.Split(args[0], ",")
-	cfg.Kafka.TopicPrefix = schemas.DefaultTopicPrefix
+	cfg.Kafka.TopicPrefix = args[1]
 	w, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -45,7 +44,8 @@ func writerProcess(args []string) int {
 
 func (r *rig) process(binary, crashAt string) *exec.Cmd {
 	r.tb.Helper()
-	cmd := exec.CommandContext(r.tb.Context(), binary, "writer", strings.Join(r.kafka.Config.Brokers, ","), r.dsn)
+	k := r.kafka.Config
+	cmd := exec.CommandContext(r.tb.Context(), binary, "writer", strings.Join(k.Brokers, ","), k.TopicPrefix, r.dsn)
 	cmd.Env = append(os.Environ(), "IMMUTABLE_CRASH_AT="+crashAt)
 	cmd.Stderr = r.tb.Output()
 	if err := cmd.Start(); err != nil {
@@ -88,8 +88,8 @@ func TestCrashPoints(t *testing.T) {
 }
 
 // Writers are killed at any moment.
-func TestKills(t *testing.T) {
-	r := newRig(t)
+func kills(t *testing.T, r *rig) {
+	t.Helper()
 	for range 8 {
 		cmd := r.process(os.Args[0], "")
 		r.produce(200)

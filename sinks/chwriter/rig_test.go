@@ -164,7 +164,11 @@ func newRig(tb testing.TB) *rig {
 
 func newRigOn(tb testing.TB, dsn string) *rig {
 	tb.Helper()
-	k := kafkatest.Start(tb, kfake.GroupMinSessionTimeout(time.Second))
+	return newRigWith(tb, kafkatest.Start(tb, kfake.GroupMinSessionTimeout(time.Second)), dsn)
+}
+
+func newRigWith(tb testing.TB, k *kafkatest.Cluster, dsn string) *rig {
+	tb.Helper()
 	conn, err := clickhouse.Open(clickhouse.Config{DSN: dsn})
 	if err != nil {
 		tb.Fatal(err)
