@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -233,6 +234,50 @@ func offsetsForgotten(t *testing.T, r *rig) {
 	r.produce(100)
 	r.start(r.config())
 	r.check()
+}
+
+// The topic and the group were lost and made again, ClickHouse was not: what is new on the topic must not be passed over
+// because old rows have its offsets.
+func TestHaltsAtARecreatedTopic(t *testing.T) {
+	for name, c := range map[string]struct {
+		events int
+		reason string
+	}{
+		"shorter": {40, "the topic ends at"},
+		"longer":  {800, "but not the topic's at offset"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			w := r.start(r.config())
+			r.produce(400)
+			r.check()
+			w.stop()
+			rows := r.count("SELECT count() FROM leaves")
+
+			if _, err := r.admin.DeleteGroup(t.Context(), r.kafka.Config.Group(schemas.GroupClickHouse)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.admin.DeleteTopic(t.Context(), r.kafka.Config.Topic(schemas.TopicLedger)); err != nil {
+				t.Fatal(err)
+			}
+			if err := kafka.CreateTopics(t.Context(), r.kafka.Client(t), schemas.Topics(r.kafka.Layout)); err != nil {
+				t.Fatal(err)
+			}
+			r.sealer = newSealer(t, r.kafka.Layout.Partitions)
+			r.produce(c.events)
+			w = r.start(r.config())
+			for p := range r.kafka.Layout.Partitions {
+				w.awaitHalted(fmt.Sprintf("ledger partition %d is halted", p), c.reason)
+			}
+			w.stop()
+			if n := r.count("SELECT count() FROM leaves"); n != rows {
+				t.Errorf("%d rows, there were %d", n, rows)
+			}
+			if got := r.committed(); len(got) != 0 {
+				t.Errorf("committed %v", got)
+			}
+		})
+	}
 }
 
 // ClickHouse was killed when it had written down an insert's token, but not its rows.
