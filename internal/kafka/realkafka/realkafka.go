@@ -50,8 +50,8 @@ type Cluster struct {
 	prefixes atomic.Int64
 }
 
-// Start runs brokers and waits until they work. Where there is no Java or no Maven the test is skipped, and in a short
-// run always; with IMMUTABLE_REQUIRE_REAL=1 in the environment, as in continuous integration, it fails instead.
+// Start runs brokers and waits until they work. In a short run the test is skipped. Where there is no Java or no Maven it
+// is skipped too, or fails with IMMUTABLE_REQUIRE_REAL=1 in the environment, as in continuous integration.
 func Start(tb testing.TB, cfg Config) *Cluster {
 	tb.Helper()
 	if testing.Short() {
