@@ -89,7 +89,7 @@ func newSealGroup(t *testing.T, s *services) *sealGroup {
 	t.Cleanup(cl.Close)
 	return &sealGroup{
 		adm: kadm.NewClient(cl), name: s.e.prefix + schemas.GroupSeal, topic: s.e.prefix + schemas.TopicEvents,
-		partitions: s.partitions,
+		partitions: s.layout.Partitions,
 	}
 }
 

@@ -19,14 +19,15 @@ import (
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/internal/kafka/realkafka"
 	"getimmutable.dev/immutable/internal/loadgen"
+	"getimmutable.dev/immutable/schemas"
 )
 
 // services is the production shape: each service a process of its own, against engines that outlive them.
 type services struct {
 	*stack
-	e          engines
-	partitions int32
-	masterKey  string
+	e         engines
+	layout    schemas.TopicLayout
+	masterKey string
 	// ingest and query are looked up while the test replaces them.
 	ingest, query atomic.Pointer[process]
 	sinks         *process
@@ -39,7 +40,7 @@ func newServices(t *testing.T, cluster *kafkatest.Cluster) *services {
 	e := engines{
 		brokers: cluster.Config.Brokers, prefix: cluster.Config.TopicPrefix, dsn: clickhousetest.StartEmpty(t).DSN(),
 	}
-	s := &services{e: e, partitions: cluster.Layout.Partitions, masterKey: filepath.Join(t.TempDir(), "master.key")}
+	s := &services{e: e, layout: cluster.Layout, masterKey: filepath.Join(t.TempDir(), "master.key")}
 	s.stack = newStack(t, func(host string) (string, error) {
 		if host == ingestHost {
 			return s.ingest.Load().address("serving")
@@ -73,7 +74,11 @@ func (s *services) tableFlags() []string { return []string{"--clickhouse=" + s.e
 func (s *services) target() []string { return append(s.kafkaFlags(), s.keyFlags()...) }
 
 func (s *services) layoutFlags() []string {
-	return []string{fmt.Sprint("--partitions=", s.partitions), "--allow-single-replica"}
+	flags := []string{fmt.Sprint("--partitions=", s.layout.Partitions)}
+	if s.layout.Replicas == 1 {
+		return append(flags, "--allow-single-replica")
+	}
+	return append(flags, fmt.Sprint("--replicas=", s.layout.Replicas))
 }
 
 // startIngest starts an ingest that crashes at a place, or nowhere.
