@@ -381,3 +381,14 @@ func BenchmarkStart(b *testing.B) {
 	}
 	b.ReportMetric(rss, "idle-MiB")
 }
+
+// A relative folder is one of this process, not of the child, whose working directory it becomes.
+func TestRelativeDir(t *testing.T) {
+	t.Setenv("IMMUTABLE_LIBCHDB", library(t)) // which is found from here
+	t.Chdir(t.TempDir())
+	s := startServer(t, Config{Dir: "tables"})
+	exec1(t, open(t, s, s.User(), s.Password()), "SELECT 1")
+	if _, err := os.Stat("tables/users.xml"); err != nil {
+		t.Error(err)
+	}
+}

@@ -32,6 +32,9 @@ type Config struct {
 	// MemoryLimitBytes is what queries and merges may take together; ClickHouse lowers it to 90 % of the machine's
 	// memory. Default 2 GiB.
 	MemoryLimitBytes int64
+	// KeepFreeBytes of the disk are left alone: an insert or a merge that would reach into them is refused at its start.
+	// One that meets a full disk on its way can leave a part that cannot be read. Default 128 MiB.
+	KeepFreeBytes int64
 	// StartTimeout is how long the child may take to answer. Default 60 s: it loads every part of every table.
 	StartTimeout time.Duration
 	// StopTimeout is how long it may take to end after SIGTERM before it is killed. Default 5 s.
@@ -41,6 +44,10 @@ type Config struct {
 func (c *Config) setDefaults() error {
 	if c.Library == "" || c.Dir == "" {
 		return errors.New("chdb: Library and Dir are required")
+	}
+	var err error
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil { // the child's working directory is Dir
+		return fmt.Errorf("finding the clickhouse folder: %w", err)
 	}
 	if (c.HTTPPort == 0) != (c.NativePort == 0) {
 		return errors.New("chdb: HTTPPort and NativePort go together")
@@ -63,6 +70,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.MemoryLimitBytes == 0 {
 		c.MemoryLimitBytes = 2 << 30
+	}
+	if c.KeepFreeBytes == 0 {
+		c.KeepFreeBytes = 128 << 20
 	}
 	if c.StartTimeout == 0 {
 		c.StartTimeout = time.Minute
@@ -158,12 +168,15 @@ func writeConfig(c *Config, httpPort, nativePort int, marker string) (string, er
   <tcp_port>%d</tcp_port>
   <macros><marker>%s</marker></macros>
   <max_server_memory_usage>%d</max_server_memory_usage>
+  <storage_configuration><disks><default>
+    <keep_free_space_bytes>%d</keep_free_space_bytes>
+  </default></disks></storage_configuration>
   <mark_cache_size>268435456</mark_cache_size>
   <log-level>warning</log-level>
   <logger><log>%s</log><size>10M</size><count>1</count></logger>
 </clickhouse>
 `, escape(usersPath), escape(filepath.Join(c.Dir, "tables")), httpPort, nativePort, marker, c.MemoryLimitBytes,
-		escape(filepath.Join(c.Dir, logFile)))
+		c.KeepFreeBytes, escape(filepath.Join(c.Dir, logFile)))
 
 	configPath := filepath.Join(c.Dir, "config.xml")
 	for path, content := range map[string]string{usersPath: users, configPath: config} {
