@@ -11,6 +11,81 @@ import (
 	"getimmutable.dev/immutable/internal/httpserver"
 )
 
+// cutJSON returns what splitJSON does, for a batch whose framing is {"events":[...]} to the letter, or false. It finds
+// where each event ends by its brackets and quotes alone, at an eighth of the cost: what it returns for a body that is
+// not JSON is wrong in at least one event, which the gate then refuses.
+func cutJSON(body []byte, limit int) ([][]byte, bool) {
+	rest := skipSpace(body)
+	for _, part := range [...]string{"{", `"events"`, ":", "["} {
+		if !bytes.HasPrefix(rest, []byte(part)) {
+			return nil, false
+		}
+		rest = skipSpace(rest[len(part):])
+	}
+	events := make([][]byte, 0, min(limit, 1+len(body)/256))
+	for len(events) < limit {
+		size := objectSize(rest)
+		if size == 0 {
+			return nil, false
+		}
+		events = append(events, rest[:size])
+		rest = skipSpace(rest[size:])
+		if len(rest) == 0 {
+			return nil, false
+		}
+		if rest[0] == ']' {
+			rest = skipSpace(rest[1:])
+			return events, len(rest) > 0 && rest[0] == '}' && len(skipSpace(rest[1:])) == 0
+		}
+		if rest[0] != ',' {
+			return nil, false
+		}
+		rest = skipSpace(rest[1:])
+	}
+	return nil, false
+}
+
+// objectSize returns the size of the object that text begins with, or 0 where none does or it does not end.
+func objectSize(text []byte) int {
+	if len(text) == 0 || text[0] != '{' {
+		return 0
+	}
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case '"':
+			for i++; ; i++ {
+				end := bytes.IndexByte(text[i:], '"')
+				if end < 0 {
+					return 0
+				}
+				escapes := i + end
+				for escapes > i && text[escapes-1] == '\\' {
+					escapes--
+				}
+				i += end
+				if (i-escapes)%2 == 0 {
+					break
+				}
+			}
+		}
+	}
+	return 0
+}
+
+func skipSpace(text []byte) []byte {
+	for len(text) > 0 && (text[0] == ' ' || text[0] == '\n' || text[0] == '\t' || text[0] == '\r') {
+		text = text[1:]
+	}
+	return text
+}
+
 // splitJSON returns the events of a batch {"events":[...]} as parts of body, in order, between 1 and limit of them. One
 // pass finds where each ends; that names are unique and strings are Unicode is left to the gate that every event goes
 // through, so that a breach is that event's own.

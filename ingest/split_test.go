@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ func FuzzSplitJSON(f *testing.F) {
 	for _, seed := range []string{
 		`{"events":[` + valid + `,{},[],1,"x",null]}`, `{"events":[]}`, `{"events":[1],"a":2}`, `{"events":[1]}{}`,
 		`{"events":[1],"events":[2]}`, ` { "\u0065vents" : [ 1 , 2 ] } `, `[]`, `{`, ``, `{"events":[1,]}`, `{"events":{}}`,
+		`{"events":[{"a":"}\\\\"},{"b":"\\"]"}]}`, `{"events":[{]}]}`, `{"events":[{"a":1}{}]}`,
 		`{"events":["\ud800"]}`, "{\"events\":[\"\xff\"]}", `{"events":[{"a":1,"a":2}]}`, "\ufeff{}", `{"events":[01]}`,
 	} {
 		f.Add([]byte(seed))
@@ -47,6 +49,15 @@ func FuzzSplitJSON(f *testing.F) {
 		}
 		if ok != (err == nil) {
 			t.Fatalf("%q: error %v, want ok %t", body, err, ok)
+		}
+		if cut, taken := cutJSON(body, limit); taken && ok {
+			if diff := cmp.Diff(got, cut); diff != "" {
+				t.Errorf("%q: (-split +cut)\n%s", body, diff)
+			}
+		} else if taken && !slices.ContainsFunc(cut, func(text []byte) bool {
+			return !jsontext.Value(text).IsValid(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+		}) {
+			t.Errorf("%q is not a batch, but cut into %q", body, cut)
 		}
 		if !ok {
 			return
