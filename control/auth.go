@@ -50,12 +50,15 @@ func (v *View) Authenticate(token string, addr netip.Addr, now time.Time, scope 
 	hash := HashSecret(token)
 	c := ix.credentials[hash]
 	// The lookup's time depends on the hash alone, which says nothing of any key's text. The comparison decides.
-	if c == nil || subtle.ConstantTimeCompare(c.principal.Key.Hash[:], hash[:]) != 1 {
+	if c == nil || subtle.ConstantTimeCompare(c.hash()[:], hash[:]) != 1 {
 		return nil, httpserver.Unauthenticated(
 			"This API key is not known: check that it was copied whole and is one of this installation's.")
 	}
 	if c.refusal != nil {
 		return nil, c.refusal
+	}
+	if c.former != nil && !now.Before(c.former.Until) {
+		return nil, httpserver.Unauthenticated("This API key was rolled and its former text has ended: use its new text.")
 	}
 	key := c.principal.Key
 	if !key.ExpiresAt.IsZero() && !now.Before(key.ExpiresAt) {

@@ -24,6 +24,8 @@ const (
 	maxNameLen   = 128
 	maxCIDRs     = 100
 	maxRate      = 10_000_000
+	// maxExpiryYear is the last that RFC 3339 can write.
+	maxExpiryYear = 9999
 )
 
 // NewWorkspace is what a workspace is created with.
@@ -47,8 +49,7 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 	}
 	partitions := uint32(w.cfg.Partitions)
 	if n.Lanes > partitions {
-		return nil, fmt.Errorf("%w: %d lanes: a workspace has at most %d, one for each partition", ErrInvalid,
-			n.Lanes, partitions)
+		return nil, invalid("lanes", "%d lanes: a workspace has at most %d, one for each partition", n.Lanes, partitions)
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -86,14 +87,12 @@ func (w *Writer) CreateWorkspace(ctx context.Context, by string, n NewWorkspace)
 	return ws, nil
 }
 
-// SetWorkspaceSettings replaces the settings of a workspace whose version the caller has seen, and reports it as
-// workspace.updated. ErrConflict says that it has changed since.
-func (w *Writer) SetWorkspaceSettings(
-	ctx context.Context, by string, id [16]byte, version uint64, settings Settings,
+// UpdateWorkspace changes the settings of a workspace as edit says, and reports it as workspace.updated. edit is given
+// the settings there are, may be called again where a rival was faster, and must do nothing else. Where version is not 0
+// it is the one that the caller has seen, and ErrConflict says that the workspace has changed since.
+func (w *Writer) UpdateWorkspace(
+	ctx context.Context, by string, id [16]byte, version uint64, edit func(*Settings),
 ) (*Workspace, error) {
-	if err := settings.validate(); err != nil {
-		return nil, err
-	}
 	var updated *Workspace
 	err := w.write(ctx, by, func(s *state) (*change, error) {
 		old, err := s.workspaceAt(id, version)
@@ -101,12 +100,15 @@ func (w *Writer) SetWorkspaceSettings(
 			return nil, err
 		}
 		ws := *old
-		ws.Settings = settings
+		edit(&ws.Settings)
+		if err := ws.Settings.validate(); err != nil {
+			return nil, err
+		}
 		ws.Version++
 		updated = &ws
 		return workspaceChange(updated, "workspace.updated", map[string]any{
 			"old_value": settingsMetadata(old.Settings),
-			"new_value": settingsMetadata(settings),
+			"new_value": settingsMetadata(ws.Settings),
 		}), nil
 	})
 	if err != nil {
@@ -115,8 +117,8 @@ func (w *Writer) SetWorkspaceSettings(
 	return updated, nil
 }
 
-// DeleteWorkspace deletes a workspace whose version the caller has seen, and reports it as its last event,
-// workspace.deleted. Its keys stop working with it. Its ledger stays as it is; a workspace made anew under its name has
+// DeleteWorkspace deletes a workspace, of the version that the caller has seen where that is not 0, and reports it as its
+// last event, workspace.deleted. Its keys stop working with it. Its ledger stays as it is; a workspace made anew under its name has
 // another id and another incarnation.
 func (w *Writer) DeleteWorkspace(ctx context.Context, by string, id [16]byte, version uint64) error {
 	return w.write(ctx, by, func(s *state) (*change, error) {
@@ -144,8 +146,8 @@ type NewKey struct {
 	// AllowedCIDRs are the addresses that may use the key, at most 100; empty means any.
 	AllowedCIDRs []netip.Prefix
 	RateLimit    Limit
-	// Secret is the text of the key where it is chosen: imk_sk_ and 4 to 249 letters, digits and -._~. It must never
-	// have been used. Empty means: draw one.
+	// Secret is the text of the key where it is chosen: imk_sk_ and 4 to 249 letters, digits and -._~. No key may have
+	// it, have been created with it, or keep it as a former one, revoked ones included. Empty means: draw one.
 	Secret string
 }
 
@@ -153,8 +155,10 @@ type NewKey struct {
 // anywhere. ErrConflict says that the chosen text was used before.
 func (w *Writer) CreateKey(ctx context.Context, by string, n NewKey) (*Key, string, error) {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	if err := n.validate(now); err != nil {
-		return nil, "", err
+	if n.Secret != "" {
+		if err := checkSecret(n.Secret); err != nil {
+			return nil, "", err
+		}
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -170,25 +174,23 @@ func (w *Writer) CreateKey(ctx context.Context, by string, n NewKey) (*Key, stri
 		Name:         n.Name,
 		Hash:         HashSecret(secret),
 		Hint:         hintOf(secret),
-		Scopes:       slices.Compact(slices.Sorted(slices.Values(n.Scopes))),
+		Scopes:       n.Scopes,
 		CreatedAt:    now,
-		ExpiresAt:    n.ExpiresAt.UTC().Truncate(time.Microsecond),
-		AllowedCIDRs: slices.Clone(n.AllowedCIDRs),
+		ExpiresAt:    n.ExpiresAt,
+		AllowedCIDRs: n.AllowedCIDRs,
 		RateLimit:    n.RateLimit,
 		Version:      1,
 	}
-	for i, p := range key.AllowedCIDRs {
-		key.AllowedCIDRs[i] = p.Masked()
+	if err := key.settle(time.Time{}, now); err != nil {
+		return nil, "", err
 	}
 	err = w.write(ctx, by, func(s *state) (*change, error) {
 		ws := s.workspace(n.Workspace)
 		if ws == nil {
 			return nil, noWorkspace(n.Workspace)
 		}
-		for _, o := range s.objects {
-			if o.key != nil && o.key.Hash == key.Hash {
-				return nil, fmt.Errorf("%w: an API key with this text exists or was revoked: choose another", ErrConflict)
-			}
+		if s.taken(key.Hash) {
+			return nil, fmt.Errorf("%w: an API key has or had this text: choose another", ErrConflict)
 		}
 		return keyChange(ws, key, "api_key.created", keyMetadata(key)), nil
 	})
@@ -198,19 +200,56 @@ func (w *Writer) CreateKey(ctx context.Context, by string, n NewKey) (*Key, stri
 	return key, secret, nil
 }
 
-// RevokeKey ends a key for ever and reports it as api_key.revoked. ErrNotFound says that there is no such key, or no
-// longer.
-func (w *Writer) RevokeKey(ctx context.Context, by string, workspace, id [16]byte) error {
-	return w.write(ctx, by, func(s *state) (*change, error) {
-		ws := s.workspace(workspace)
-		if ws == nil {
-			return nil, noWorkspace(workspace)
+// UpdateKey changes a key as edit says, and reports it as api_key.updated. edit is given a copy of the key, of which it
+// may set Name, Scopes, ExpiresAt, AllowedCIDRs and RateLimit, by the rules of NewKey; it may be called again where a
+// rival was faster, and must do nothing else. Where version is not 0 it is the one that the caller has seen, and
+// ErrConflict says that the key has changed since.
+func (w *Writer) UpdateKey(
+	ctx context.Context, by string, workspace, id [16]byte, version uint64, edit func(*Key),
+) (*Key, error) {
+	var updated *Key
+	err := w.write(ctx, by, func(s *state) (*change, error) {
+		ws, old, err := s.keyAt(workspace, id, version)
+		if err != nil {
+			return nil, err
 		}
-		old := s.key(workspace, id)
-		if old == nil {
-			return nil, fmt.Errorf("%w: the workspace has no API key %s, or it was revoked", ErrNotFound, uuid.UUID(id))
+		edited, key := *old, *old
+		edit(&edited)
+		key.Name, key.Scopes, key.ExpiresAt = edited.Name, edited.Scopes, edited.ExpiresAt
+		key.AllowedCIDRs, key.RateLimit = edited.AllowedCIDRs, edited.RateLimit
+		now := time.Now()
+		if err := key.settle(old.ExpiresAt, now); err != nil {
+			return nil, err
+		}
+		key.Former = old.formerAt(now)
+		key.Version++
+		updated = &key
+		metadata := func(k *Key) map[string]any {
+			m := keyMetadata(k)
+			m["name"] = k.Name
+			return m
+		}
+		return keyChange(ws, updated, "api_key.updated", map[string]any{
+			"old_value": metadata(old), "new_value": metadata(updated),
+		}), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return updated, nil
+}
+
+// RevokeKey ends a key for ever and reports it as api_key.revoked. ErrNotFound says that there is no such key, or no
+// longer. Where version is not 0 it is the one that the caller has seen, and ErrConflict says that the key has changed
+// since.
+func (w *Writer) RevokeKey(ctx context.Context, by string, workspace, id [16]byte, version uint64) error {
+	return w.write(ctx, by, func(s *state) (*change, error) {
+		ws, old, err := s.keyAt(workspace, id, version)
+		if err != nil {
+			return nil, err
 		}
 		key := *old
+		key.Former = old.formerAt(time.Now())
 		key.Version++
 		c := keyChange(ws, &key, "api_key.revoked", map[string]any{"hint": key.Hint})
 		c.object.deleted = true
@@ -218,17 +257,36 @@ func (w *Writer) RevokeKey(ctx context.Context, by string, workspace, id [16]byt
 	})
 }
 
-// workspaceAt returns a workspace if it is of a version.
+// keyAt returns a key, with its workspace, if it is of a version; 0 means any.
+func (s *state) keyAt(workspace, id [16]byte, version uint64) (*Workspace, *Key, error) {
+	ws := s.workspace(workspace)
+	if ws == nil {
+		return nil, nil, noWorkspace(workspace)
+	}
+	key := s.key(workspace, id)
+	switch {
+	case key == nil:
+		return nil, nil, fmt.Errorf("%w: the workspace has no API key %s, or it was revoked", ErrNotFound, uuid.UUID(id))
+	case version != 0 && key.Version != version:
+		return nil, nil, stale("API key", key.Version, version)
+	}
+	return ws, key, nil
+}
+
+// workspaceAt returns a workspace if it is of a version; 0 means any.
 func (s *state) workspaceAt(id [16]byte, version uint64) (*Workspace, error) {
 	ws := s.workspace(id)
 	switch {
 	case ws == nil:
 		return nil, noWorkspace(id)
-	case ws.Version != version:
-		return nil, fmt.Errorf("%w: the workspace is at version %d, not %d: read it and try again", ErrConflict,
-			ws.Version, version)
+	case version != 0 && ws.Version != version:
+		return nil, stale("workspace", ws.Version, version)
 	}
 	return ws, nil
+}
+
+func stale(what string, is, seen uint64) error {
+	return fmt.Errorf("%w: the %s is at version %d, not %d: read it and try again", ErrConflict, what, is, seen)
 }
 
 func noWorkspace(id [16]byte) error {
@@ -282,42 +340,49 @@ func keyMetadata(k *Key) map[string]any {
 	return m
 }
 
-func (n *NewKey) validate(now time.Time) error {
-	if err := checkName(n.Name); err != nil {
+// settle checks what was asked of a key and brings it into the form in which it is kept. expires is the expiry that it
+// has already, which may have passed.
+func (k *Key) settle(expires, now time.Time) error {
+	if err := checkName(k.Name); err != nil {
 		return err
 	}
-	if len(n.Scopes) == 0 {
-		return fmt.Errorf("%w: an API key needs a scope: %s, %s or %s", ErrInvalid, ScopeWrite, ScopeRead, ScopeAdmin)
+	if len(k.Scopes) == 0 {
+		return invalid("scopes", "an API key needs a scope: %s, %s or %s", ScopeWrite, ScopeRead, ScopeAdmin)
 	}
-	for _, s := range n.Scopes {
+	for i, s := range k.Scopes {
 		if s != ScopeWrite && s != ScopeRead && s != ScopeAdmin {
-			return fmt.Errorf("%w: there is no scope %q: use %s, %s or %s", ErrInvalid, s, ScopeWrite, ScopeRead, ScopeAdmin)
+			return invalid(fmt.Sprintf("scopes[%d]", i), "there is no scope %q: use %s, %s or %s", s, ScopeWrite, ScopeRead, ScopeAdmin)
 		}
 	}
-	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
-		return fmt.Errorf("%w: the API key would already have expired: give a time in the future", ErrInvalid)
+	k.Scopes = slices.Compact(slices.Sorted(slices.Values(k.Scopes)))
+	k.ExpiresAt = k.ExpiresAt.UTC().Truncate(time.Microsecond)
+	if !k.ExpiresAt.IsZero() && !k.ExpiresAt.Equal(expires) {
+		if !k.ExpiresAt.After(now) {
+			return invalid("expires_at", "the API key would already have expired: give a time in the future")
+		}
+		if k.ExpiresAt.Year() > maxExpiryYear {
+			return invalid("expires_at", "the API key would expire after the year %d: leave it out for a key that does not expire",
+				maxExpiryYear)
+		}
 	}
-	if len(n.AllowedCIDRs) > maxCIDRs {
-		return fmt.Errorf("%w: %d allowed address ranges: at most %d", ErrInvalid, len(n.AllowedCIDRs), maxCIDRs)
+	if len(k.AllowedCIDRs) > maxCIDRs {
+		return invalid("allowed_cidrs", "%d allowed address ranges: at most %d", len(k.AllowedCIDRs), maxCIDRs)
 	}
-	for _, p := range n.AllowedCIDRs {
+	k.AllowedCIDRs = slices.Clone(k.AllowedCIDRs)
+	for i, p := range k.AllowedCIDRs {
 		// Addresses are compared as IPv4 where they are: such a range would match nobody.
 		if !p.IsValid() || p.Addr().Is4In6() {
-			return fmt.Errorf("%w: %q is not an address range: write it like 192.0.2.0/24 or 2001:db8::/32", ErrInvalid, p)
+			return invalid(fmt.Sprintf("allowed_cidrs[%d]", i),
+				"%q is not an address range: write it like 192.0.2.0/24 or 2001:db8::/32", p)
 		}
+		k.AllowedCIDRs[i] = p.Masked()
 	}
-	if err := n.RateLimit.validate(); err != nil {
-		return err
-	}
-	if n.Secret != "" {
-		return checkSecret(n.Secret)
-	}
-	return nil
+	return k.RateLimit.validate()
 }
 
 func (s *Settings) validate() error {
 	if !s.SecretPolicy.Known() {
-		return fmt.Errorf("%w: there is no secret policy %q: use %s, %s or %s", ErrInvalid, s.SecretPolicy, event.SecretsFlag,
+		return invalid("secret_policy", "there is no secret policy %q: use %s, %s or %s", s.SecretPolicy, event.SecretsFlag,
 			event.SecretsRedact, event.SecretsReject)
 	}
 	return s.RateLimit.validate()
@@ -326,11 +391,11 @@ func (s *Settings) validate() error {
 func (l Limit) validate() error {
 	switch {
 	case math.IsNaN(l.PerSecond) || l.PerSecond < 0 || l.PerSecond > maxRate:
-		return fmt.Errorf("%w: a rate limit is 0 (none) to %d events per second", ErrInvalid, maxRate)
+		return invalid("rate_limit.per_second", "a rate limit is 0 (none) to %d events per second", maxRate)
 	case l.Burst < 0 || l.Burst > maxRate:
-		return fmt.Errorf("%w: a burst is 0 (one second's worth) to %d events", ErrInvalid, maxRate)
+		return invalid("rate_limit.burst", "a burst is 0 (one second's worth) to %d events", maxRate)
 	case l.Burst > 0 && l.PerSecond == 0:
-		return fmt.Errorf("%w: a burst without a rate limit has no meaning: set both or neither", ErrInvalid)
+		return invalid("rate_limit.burst", "a burst without a rate limit has no meaning: set both or neither")
 	}
 	return nil
 }
@@ -339,7 +404,7 @@ func (l Limit) validate() error {
 func checkName(name string) error {
 	if name == "" || !utf8.ValidString(name) || utf8.RuneCountInString(name) > maxNameLen ||
 		strings.TrimSpace(name) != name || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return fmt.Errorf("%w: a name has 1 to %d printable characters and no space at either end", ErrInvalid, maxNameLen)
+		return invalid("name", "a name has 1 to %d printable characters and no space at either end", maxNameLen)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ package control
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,6 +29,24 @@ var (
 	// ErrMasterKey says that a secret does not open under the master key that was given.
 	ErrMasterKey = errors.New("wrong master key")
 )
+
+// FieldError is an ErrInvalid that names what breaks the rule.
+type FieldError struct {
+	// Field is its name in the HTTP API, as "name", "scopes[1]" or "rate_limit.burst".
+	Field string
+	// Reason is a clause that says what to change.
+	Reason string
+}
+
+func invalid(field, format string, args ...any) error {
+	return &FieldError{Field: field, Reason: fmt.Sprintf(format, args...)}
+}
+
+// Error implements error.
+func (e *FieldError) Error() string { return ErrInvalid.Error() + ": " + e.Reason }
+
+// Unwrap returns ErrInvalid.
+func (e *FieldError) Unwrap() error { return ErrInvalid }
 
 // Scope is what an API key may do. A key has each scope that it needs; none implies another.
 type Scope string
@@ -103,7 +122,27 @@ type Key struct {
 	// AllowedCIDRs are the addresses that may use the key; empty means any.
 	AllowedCIDRs []netip.Prefix
 	RateLimit    Limit
-	Version      uint64
+	// Former are the texts that the key was rolled from and that may still work, the oldest first, at most 4. One that
+	// has ended may be among them until the key is changed the next time.
+	Former []FormerSecret
+	// First is the SHA-256 of the text that the key was created with, zero until it is rolled. Texts that come later are
+	// drawn, but that one may have been chosen, and what chose it may do so again: it stays taken for ever.
+	First   [32]byte
+	Version uint64
+}
+
+// OpenedBy reports whether the text with this hash is, at now, one of the key.
+func (k *Key) OpenedBy(hash [32]byte, now time.Time) bool {
+	return k.Hash == hash || slices.ContainsFunc(k.formerAt(now), func(f FormerSecret) bool { return f.Hash == hash })
+}
+
+// FormerSecret is the text of a key that was replaced by another.
+type FormerSecret struct {
+	// Hash and Hint are as in Key.
+	Hash [32]byte
+	Hint string
+	// Until is the first moment at which the text no longer opens the key.
+	Until time.Time
 }
 
 // Snapshot is what is configured at one moment.

@@ -142,7 +142,7 @@ func committed(tb testing.TB, c *kafkatest.Cluster, topic string) []*kgo.Record 
 func checkTopics(tb testing.TB, c *kafkatest.Cluster) []string {
 	tb.Helper()
 	var changes, events, actions []string
-	versions := map[string]uint64{}
+	versions, hashes := map[string]uint64{}, map[string]string{}
 	for _, r := range committed(tb, c, schemas.TopicConfig) {
 		var pb recordpb.Config
 		if err := proto.Unmarshal(r.Value, &pb); err != nil {
@@ -164,7 +164,10 @@ func checkTopics(tb testing.TB, c *kafkatest.Cluster) []string {
 			action = "deleted"
 		case pb.GetDeleted():
 			action = "revoked"
+		case string(pb.GetKey().GetHash()) != hashes[string(r.Key)]:
+			action = "rolled"
 		}
+		hashes[string(r.Key)] = string(pb.GetKey().GetHash())
 		action = kind + "." + action
 		actions = append(actions, action)
 		changes = append(changes, fmt.Sprintf("%s %s of %x by %s at %d", action, uuid.UUID(id), workspace,

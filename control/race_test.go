@@ -50,7 +50,7 @@ func writersRace(t *testing.T, c *kafkatest.Cluster, writers, goroutines, rounds
 				version := uint64(1)
 				for round := range rounds {
 					ws, err := retried(func() (*Workspace, error) {
-						return w.SetWorkspaceSettings(ctx, by, shared.ID, version, Settings{RateLimit: Limit{PerSecond: 1}})
+						return w.UpdateWorkspace(ctx, by, shared.ID, version, func(s *Settings) { *s = Settings{RateLimit: Limit{PerSecond: 1}} })
 					})
 					switch {
 					case err == nil:
@@ -105,7 +105,7 @@ func writersRace(t *testing.T, c *kafkatest.Cluster, writers, goroutines, rounds
 	for range writers {
 		w := newTestWriter(t, c)
 		wg.Go(func() {
-			_, err := retried(func() (*Key, error) { return nil, w.RevokeKey(ctx, by, shared.ID, key.ID) })
+			_, err := retried(func() (*Key, error) { return nil, w.RevokeKey(ctx, by, shared.ID, key.ID, 0) })
 			if err == nil {
 				revoked.Add(1)
 			} else if !errors.Is(err, ErrNotFound) {
@@ -155,7 +155,7 @@ func stall(tb testing.TB, c *kafkatest.Cluster, ch func(s *state) (*change, erro
 	if err != nil {
 		tb.Fatal(err)
 	}
-	records, err := a.records(planned)
+	records, err := a.records(tb.Context(), planned)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func stalledRivalIsFenced(t *testing.T, c *kafkatest.Cluster) {
 		return workspaceChange(&mine, "workspace.updated", nil), nil
 	})
 	// It has the version that we are about to take, and would commit it later.
-	updated, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, ws.Version, Settings{KeepResourceIDEmpty: true})
+	updated, err := w.UpdateWorkspace(t.Context(), by, ws.ID, ws.Version, func(s *Settings) { *s = Settings{KeepResourceIDEmpty: true} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func writerFencedTriesAgain(t *testing.T, c *kafkatest.Cluster) {
 		return tries, err
 	}
 	tries, err := change(func() error {
-		_, err := other.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{})
+		_, err := other.UpdateWorkspace(t.Context(), by, ws.ID, 1, func(s *Settings) { *s = Settings{} })
 		return err
 	})
 	if !errors.Is(err, ErrConflict) || tries != 2 {
@@ -267,13 +267,13 @@ func unknownOutcomeIsSettled(t *testing.T, c *kafkatest.Cluster, answer func() *
 	do := map[string]func() error{
 		"create": func() error { _, err := w.CreateWorkspace(t.Context(), by, NewWorkspace{Name: "new"}); return err },
 		"update": func() error {
-			got, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{})
+			got, err := w.UpdateWorkspace(t.Context(), by, ws.ID, 1, func(s *Settings) { *s = Settings{} })
 			if err == nil && got.Version != 2 {
 				t.Errorf("version %d", got.Version)
 			}
 			return err
 		},
-		"revoke": func() error { return w.RevokeKey(t.Context(), by, ws.ID, key.ID) },
+		"revoke": func() error { return w.RevokeKey(t.Context(), by, ws.ID, key.ID, 0) },
 	}
 	for name, f := range do {
 		answered := answer()

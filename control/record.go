@@ -95,6 +95,12 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 		if !k.ExpiresAt.IsZero() {
 			pb.ExpiresAt = k.ExpiresAt.UnixMicro()
 		}
+		if k.First != ([32]byte{}) {
+			pb.First = k.First[:]
+		}
+		for _, f := range k.Former {
+			pb.Former = append(pb.Former, &recordpb.FormerSecret{Hash: f.Hash[:], Hint: f.Hint, Until: f.Until.UnixMicro()})
+		}
 		c.Object = &recordpb.Config_Key{Key: pb}
 	}
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
@@ -212,6 +218,19 @@ func decodeKey(pb *recordpb.Key) (*Key, error) {
 			return k, fmt.Errorf("key record: allowed address range: %w", err)
 		}
 		k.AllowedCIDRs = append(k.AllowedCIDRs, cidr)
+	}
+	switch len(pb.GetFirst()) {
+	case 0:
+	case len(k.First):
+		k.First = [32]byte(pb.GetFirst())
+	default:
+		return k, errors.New("key record has no valid hash of its first text")
+	}
+	for _, f := range pb.GetFormer() {
+		if len(f.GetHash()) != 32 || f.GetUntil() == 0 {
+			return k, errors.New("key record has a former secret without a valid hash or end")
+		}
+		k.Former = append(k.Former, FormerSecret{Hash: [32]byte(f.GetHash()), Hint: f.GetHint(), Until: timeOf(f.GetUntil())})
 	}
 	return k, nil
 }

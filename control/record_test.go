@@ -71,6 +71,14 @@ func drawObject(t *rapid.T) *object {
 		addr := netip.AddrFrom16(drawArray[[16]byte](t, "address"))
 		o.key.AllowedCIDRs = append(o.key.AllowedCIDRs, netip.PrefixFrom(addr, rapid.IntRange(0, 128).Draw(t, "bits")))
 	}
+	if rapid.Bool().Draw(t, "rolled") {
+		o.key.First = drawArray[[32]byte](t, "first")
+	}
+	for range rapid.IntRange(0, 3).Draw(t, "former") {
+		o.key.Former = append(o.key.Former, FormerSecret{
+			drawArray[[32]byte](t, "former hash"), rapid.String().Draw(t, "former hint"), drawTime(t, "until"),
+		})
+	}
 	return o
 }
 
@@ -114,6 +122,7 @@ func TestDecodeRefuses(t *testing.T) {
 	wsKey, wsValue := encodeObject(t, ws, s)
 	key := &object{version: 3, key: &Key{
 		ID: [16]byte{7}, Workspace: [16]byte{1}, AllowedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		Former: []FormerSecret{{Until: time.UnixMicro(1)}},
 	}}
 	keyKey, keyValue := encodeObject(t, key, s)
 	change := func(value []byte, f func(c *recordpb.Config)) []byte {
@@ -153,6 +162,18 @@ func TestDecodeRefuses(t *testing.T) {
 			change(wsValue, func(c *recordpb.Config) { c.GetWorkspace().Incarnation[0] ^= 1 }), s, "wrong master key", false,
 		},
 		{"short hash", keyKey, change(keyValue, func(c *recordpb.Config) { c.GetKey().Hash = nil }), s, "no valid id", false},
+		{
+			"short former hash", keyKey,
+			change(keyValue, func(c *recordpb.Config) { c.GetKey().Former[0].Hash = nil }), s, "former secret", false,
+		},
+		{
+			"short first hash", keyKey,
+			change(keyValue, func(c *recordpb.Config) { c.GetKey().First = []byte{1} }), s, "first text", false,
+		},
+		{
+			"a former secret without an end", keyKey,
+			change(keyValue, func(c *recordpb.Config) { c.GetKey().Former[0].Until = 0 }), s, "former secret", false,
+		},
 		{
 			"an address range that is none", keyKey,
 			change(keyValue, func(c *recordpb.Config) { c.GetKey().AllowedCidrs[0] = "10.0.0.0" }), s, "allowed address range", false,

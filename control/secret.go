@@ -3,7 +3,6 @@ package control
 import (
 	"crypto/rand"
 	"crypto/sha256"
-	"fmt"
 	"strings"
 )
 
@@ -54,12 +53,12 @@ func checkSecret(secret string) error {
 	rest, ok := strings.CutPrefix(secret, secretPrefix)
 	switch {
 	case !ok:
-		return fmt.Errorf("%w: an API key starts with %s", ErrInvalid, secretPrefix)
+		return invalid("secret", "an API key starts with %s", secretPrefix)
 	case len(rest) < secretMinChosen || len(secret) > secretMaxLen:
-		return fmt.Errorf("%w: an API key has %d to %d characters after %s", ErrInvalid,
+		return invalid("secret", "an API key has %d to %d characters after %s",
 			secretMinChosen, secretMaxLen-len(secretPrefix), secretPrefix)
 	case strings.ContainsFunc(rest, func(r rune) bool { return !strings.ContainsRune(base62+"-._~", r) }):
-		return fmt.Errorf("%w: an API key has letters, digits and -._~ only", ErrInvalid)
+		return invalid("secret", "an API key has letters, digits and -._~ only")
 	}
 	return nil
 }

@@ -72,6 +72,8 @@ type View struct {
 	index atomic.Pointer[index]
 
 	mu sync.Mutex
+	// changed is closed, and replaced, when another index is published.
+	changed chan struct{}
 	// next is state.next of the published index.
 	next int64
 	// pending is an end of the topic that the view has not reached yet.
@@ -107,6 +109,8 @@ func NewView(cfg ViewConfig, reg prometheus.Registerer, logger *slog.Logger) (*V
 		opts:   opts,
 		logger: logger,
 		state:  newState(s),
+
+		changed: make(chan struct{}),
 	}
 	v.metrics = newViewMetrics(reg, v.age)
 	return v, nil
@@ -201,6 +205,10 @@ func (v *View) publish(changed bool) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if changed {
+		close(v.changed)
+		v.changed = make(chan struct{})
+	}
 	v.next = v.state.next
 	v.metrics.offset.Set(float64(v.next))
 	if v.pending != nil && v.next >= v.pending.end {
@@ -303,6 +311,36 @@ func (v *View) Keys(workspace [16]byte) []*Key {
 	return nil
 }
 
+// Key returns a key of a workspace by its id, unless it was revoked.
+func (v *View) Key(workspace, id [16]byte) (*Key, bool) {
+	if ix := v.index.Load(); ix != nil {
+		for _, k := range ix.keys[workspace] {
+			if k.ID == id {
+				return k, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// Await waits until condition, which asks this view, is true, and is for those who have made a change and want to see
+// it. It returns the error of ctx where that ends first.
+func (v *View) Await(ctx context.Context, condition func() bool) error {
+	for {
+		v.mu.Lock()
+		changed := v.changed
+		v.mu.Unlock()
+		if condition() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // index is the state arranged for the questions that are asked of it.
 type index struct {
 	workspaces  map[[16]byte]*Workspace
@@ -319,8 +357,31 @@ type index struct {
 // credential is what a key's text opens.
 type credential struct {
 	principal Principal
+	// former is nil for the text that the key has now.
+	former *FormerSecret
 	// refusal is nil while the key may be used.
 	refusal *httpserver.Error
+}
+
+// hash returns that of the text.
+func (c *credential) hash() *[32]byte {
+	if c.former != nil {
+		return &c.former.Hash
+	}
+	return &c.principal.Key.Hash
+}
+
+// addFormer adds what the former texts of a key open.
+func (ix *index) addFormer(p Principal, refusal *httpserver.Error) {
+	for i := range p.Key.Former {
+		f := &p.Key.Former[i]
+		ix.credentials[f.Hash] = &credential{principal: p, former: f, refusal: refusal}
+	}
+}
+
+// add adds what the text of a key opens.
+func (ix *index) add(p Principal, refusal *httpserver.Error) {
+	ix.credentials[p.Key.Hash] = &credential{principal: p, refusal: refusal}
 }
 
 func newIndex(s *state) *index {
@@ -343,16 +404,21 @@ func newIndex(s *state) *index {
 			ix.brokenObjects++
 		}
 		if o.key != nil && !o.usable() {
-			ix.credentials[o.key.Hash] = &credential{Principal{Key: o.key}, refusalOf(o, nil)}
+			ix.addFormer(Principal{Key: o.key}, refusalOf(o, nil))
+			ix.add(Principal{Key: o.key}, refusalOf(o, nil))
 		} else if o.key != nil && ix.workspaces[o.key.Workspace] == nil {
 			owner := s.objects[recordKey(kindWorkspace, o.key.Workspace, o.key.Workspace)]
-			ix.credentials[o.key.Hash] = &credential{Principal{Key: o.key}, refusalOf(o, owner)}
+			ix.addFormer(Principal{Key: o.key}, refusalOf(o, owner))
+			ix.add(Principal{Key: o.key}, refusalOf(o, owner))
 		}
 	}
-	// Last, so that a key that can be used stands over anything else with its hash.
+	// Last, so that a key that can be used stands over anything else with its hash, its text over a former one.
+	for _, k := range snap.Keys {
+		ix.addFormer(Principal{Key: k, Workspace: ix.workspaces[k.Workspace]}, nil)
+	}
 	for _, k := range snap.Keys {
 		ix.keys[k.Workspace] = append(ix.keys[k.Workspace], k)
-		ix.credentials[k.Hash] = &credential{principal: Principal{Key: k, Workspace: ix.workspaces[k.Workspace]}}
+		ix.add(Principal{Key: k, Workspace: ix.workspaces[k.Workspace]}, nil)
 	}
 	return ix
 }

@@ -31,7 +31,7 @@ func TestViewsFollow(t *testing.T) {
 	for _, v := range views {
 		eventually(t, "a new key works", func() bool { return authenticate(v, secret) == nil })
 	}
-	if err := w.RevokeKey(t.Context(), by, ws.ID, key.ID); err != nil {
+	if err := w.RevokeKey(t.Context(), by, ws.ID, key.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	for _, v := range views {
@@ -41,7 +41,7 @@ func TestViewsFollow(t *testing.T) {
 		}
 	}
 
-	if _, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{KeepResourceIDEmpty: true}); err != nil {
+	if _, err := w.UpdateWorkspace(t.Context(), by, ws.ID, 1, func(s *Settings) { *s = Settings{KeepResourceIDEmpty: true} }); err != nil {
 		t.Fatal(err)
 	}
 	for _, v := range views {
@@ -118,13 +118,13 @@ func TestViewRestarts(t *testing.T) {
 	for range 10 {
 		key, _ := createKey(t, w, ws)
 		createKey(t, w, other)
-		if err := w.RevokeKey(ctx, by, ws.ID, key.ID); err != nil {
+		if err := w.RevokeKey(ctx, by, ws.ID, key.ID, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for version := range uint64(5) {
 		settings := Settings{RateLimit: Limit{PerSecond: float64(version)}}
-		if _, err := w.SetWorkspaceSettings(ctx, by, ws.ID, version+1, settings); err != nil {
+		if _, err := w.UpdateWorkspace(ctx, by, ws.ID, version+1, func(s *Settings) { *s = settings }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/event"
+	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
@@ -62,7 +63,8 @@ func (c *WriterConfig) Validate() error {
 // it in one Kafka transaction. So the versions of an object have no gaps and no rivals, and there is never a change
 // without its event nor an event without its change. Between changes a Writer holds nothing open.
 //
-// Every method may be used by several goroutines and takes by, who makes the change: "key:<id>" or "cli:<user>".
+// Every method may be used by several goroutines and takes by, who makes the change: "key:<id>" or "cli:<user>". Where its
+// context belongs to a request, the event carries the id of that.
 type Writer struct {
 	cfg    WriterConfig
 	sealer *sealer
@@ -233,7 +235,7 @@ func (a *attempt) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	records, err := a.records(c)
+	records, err := a.records(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -241,7 +243,7 @@ func (a *attempt) run(ctx context.Context) error {
 }
 
 // records returns the config record, first, and that of its event.
-func (a *attempt) records(c *change) ([]*kgo.Record, error) {
+func (a *attempt) records(ctx context.Context, c *change) ([]*kgo.Record, error) {
 	w := a.w
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	c.object.changedAt, c.object.changedBy = now, a.by
@@ -259,7 +261,9 @@ func (a *attempt) records(c *change) ([]*kgo.Record, error) {
 		// What somebody calls a key may look like one, but the act is reported all the same.
 		ws.SecretPolicy = event.SecretsRedact
 	}
-	rec, err := event.NewBuilder().Build(ws, event.Input{JSON: body, RecordedAt: now})
+	rec, err := event.NewBuilder().Build(ws, event.Input{
+		JSON: body, RecordedAt: now, RequestID: httpserver.RequestID(ctx),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("build the event of a config change: %w", err)
 	}

@@ -53,7 +53,7 @@ func TestWriter(t *testing.T) {
 	if err != nil || text != "imk_sk_chosen_for_the_guide" {
 		t.Fatalf("%q, %v", text, err)
 	}
-	updated, err := w.SetWorkspaceSettings(ctx, by, other.ID, 1, Settings{RateLimit: Limit{PerSecond: 5}})
+	updated, err := w.UpdateWorkspace(ctx, by, other.ID, 1, func(s *Settings) { *s = Settings{RateLimit: Limit{PerSecond: 5}} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,22 +70,22 @@ func TestWriter(t *testing.T) {
 		t.Error(diff)
 	}
 
-	if err := w.RevokeKey(ctx, by, first.ID, chosen.ID); err != nil {
+	if err := w.RevokeKey(ctx, by, first.ID, chosen.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
 		want error
 		do   func() error
 	}{
-		"revoke again":           {ErrNotFound, func() error { return w.RevokeKey(ctx, by, first.ID, chosen.ID) }},
-		"revoke elsewhere":       {ErrNotFound, func() error { return w.RevokeKey(ctx, by, first.ID, key.ID) }},
-		"revoke in no workspace": {ErrNotFound, func() error { return w.RevokeKey(ctx, by, [16]byte{9}, key.ID) }},
+		"revoke again":           {ErrNotFound, func() error { return w.RevokeKey(ctx, by, first.ID, chosen.ID, 0) }},
+		"revoke elsewhere":       {ErrNotFound, func() error { return w.RevokeKey(ctx, by, first.ID, key.ID, 0) }},
+		"revoke in no workspace": {ErrNotFound, func() error { return w.RevokeKey(ctx, by, [16]byte{9}, key.ID, 0) }},
 		"set what was updated": {ErrConflict, func() error {
-			_, err := w.SetWorkspaceSettings(ctx, by, other.ID, 1, Settings{})
+			_, err := w.UpdateWorkspace(ctx, by, other.ID, 1, func(s *Settings) { *s = Settings{} })
 			return err
 		}},
 		"set what is not there": {ErrNotFound, func() error {
-			_, err := w.SetWorkspaceSettings(ctx, by, [16]byte{9}, 1, Settings{})
+			_, err := w.UpdateWorkspace(ctx, by, [16]byte{9}, 1, func(s *Settings) { *s = Settings{} })
 			return err
 		}},
 		"delete what was updated": {ErrConflict, func() error { return w.DeleteWorkspace(ctx, by, other.ID, 1) }},
@@ -268,10 +268,10 @@ func TestSecretPolicy(t *testing.T) {
 			t.Error("a name that looks like a secret is in an event")
 		}
 	}
-	if _, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{SecretPolicy: "delete"}); !errors.Is(err, ErrInvalid) {
+	if _, err := w.UpdateWorkspace(t.Context(), by, ws.ID, 1, func(s *Settings) { *s = Settings{SecretPolicy: "delete"} }); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an unknown policy: %v", err)
 	}
-	updated, err := w.SetWorkspaceSettings(t.Context(), by, ws.ID, 1, Settings{SecretPolicy: event.SecretsRedact})
+	updated, err := w.UpdateWorkspace(t.Context(), by, ws.ID, 1, func(s *Settings) { *s = Settings{SecretPolicy: event.SecretsRedact} })
 	if err != nil || updated.Settings.SecretPolicy != event.SecretsRedact {
 		t.Errorf("%+v, %v", updated, err)
 	}

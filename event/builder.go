@@ -23,6 +23,8 @@ type Builder struct {
 	metadata   int   // its node; 0 where it is absent
 	targets    []target
 	flags      []string
+	secrets    bool // a secret was found
+	refused    bool // a fault is a secret
 	details    []Detail
 	more       int // details beyond MaxDetails
 
@@ -104,13 +106,15 @@ func (b *Builder) Build(ws *Workspace, in Input) (Record, error) {
 	b.gateFaults()
 	b.normalise(&in)
 	if len(b.details) > 0 {
-		return Record{}, validationError(b.details, b.more)
+		err := validationError(b.details, b.more)
+		err.Secrets = b.refused
+		return Record{}, err
 	}
 	b.fill()
 	b.setFlags()
 	b.body = b.appendBody(b.body[:0], false)
 
-	r := Record{RecordedAt: b.clock, IdempotencyKey: string(b.tape.bytes(b.columns[idempotencyKey].text))}
+	r := Record{RecordedAt: b.clock, Secrets: b.secrets, IdempotencyKey: string(b.tape.bytes(b.columns[idempotencyKey].text))}
 	b.seed = b.ids.seed()
 	if r.Keyed = r.IdempotencyKey != ""; r.Keyed {
 		r.ID = b.keyedID()
@@ -132,7 +136,7 @@ func (b *Builder) reset(ws *Workspace, in *Input) {
 	b.clock = time.UnixMicro(in.RecordedAt.UnixMicro()).UTC()
 	b.columns = [numFields]column{}
 	b.metadata, b.targets, b.details, b.more = 0, b.targets[:0], nil, 0
-	b.flags = b.flags[:0]
+	b.flags, b.secrets, b.refused = b.flags[:0], false, false
 	b.canonical, b.members, b.paths = b.canonical[:0], b.members[:0], b.paths[:0]
 	b.entries, b.keys, b.entryBytes = b.entries[:0], b.keys[:0], 0
 }

@@ -79,7 +79,9 @@ type Record struct {
 	// Keyed says that ID derives from IdempotencyKey: UUIDv8, else UUIDv7.
 	Keyed          bool
 	IdempotencyKey string
-	Lane           uint32
+	// Secrets says that what looks like a secret was found; Workspace.SecretPolicy says what was done with it.
+	Secrets bool
+	Lane    uint32
 	// Key and Value of the Kafka record: RecordKey, and a marshalled recordpb.Event. The caller owns both.
 	Key, Value []byte
 	// RecordedAt is Input.RecordedAt, in UTC and truncated to microseconds.
@@ -100,6 +102,8 @@ type Error struct {
 	Message string
 	// Details, at most MaxDetails, name each field at fault.
 	Details []Detail
+	// Secrets says that Workspace.SecretPolicy is a reason.
+	Secrets bool
 }
 
 // Detail is one fault.

@@ -93,11 +93,13 @@ func (b *Builder) scanObject(f field, i int, s sensitivity) {
 
 // secret does with the text of node i what the policy says.
 func (b *Builder) secret(f field, i int, rule string) {
+	b.secrets = true
 	switch b.ws.SecretPolicy {
 	case SecretsRedact:
 		n := &b.tape.nodes[i]
 		n.text, n.plain = b.tape.add([]byte(redacted(rule))), true
 	case SecretsReject:
+		b.refused = true
 		b.refuse(f, i, looksLike(rule))
 	default:
 		b.flag(f, i)
@@ -106,8 +108,10 @@ func (b *Builder) secret(f field, i int, rule string) {
 
 // secretName does so where the name of node i is one. Names are not replaced: two could become one.
 func (b *Builder) secretName(f field, i int, rule string) {
+	b.secrets = true
 	switch b.ws.SecretPolicy {
 	case SecretsRedact, SecretsReject:
+		b.refused = true
 		b.refuse(f, i, "has a name that "+looksLike(rule))
 	default:
 		b.flag(f, i)
@@ -119,8 +123,10 @@ func (b *Builder) scanKey() {
 	switch rule := secretIn(b.tape.bytes(b.columns[idempotencyKey].text)); {
 	case rule == "":
 	case b.ws.SecretPolicy == SecretsRedact || b.ws.SecretPolicy == SecretsReject:
+		b.refused = true
 		b.fault(FieldIdempotencyKey, looksLike(rule))
 	default:
+		b.secrets = true
 		b.flag(idempotencyKey, 0)
 	}
 }

@@ -16,6 +16,8 @@ type submission struct {
 	events [][]byte
 	// body belongs to the submission: whoever is done with events releases it.
 	body *buffer
+	// cut says that events come from cutJSON: once one is refused, it may be because body is not JSON.
+	cut bool
 	// idempotencyKey is the request's header; only a single event may have one.
 	idempotencyKey string
 }

@@ -39,18 +39,18 @@ func (s *Service) Routes() []httpserver.Route {
 	one := newServer(s.decodeOne, s.writeOne, encodeOne, s.serverOptions()...)
 	batch := newServer(s.decodeBatch, s.writeBatch, encodeBatch, s.serverOptions()...)
 	return []httpserver.Route{
-		{Method: http.MethodPost, Pattern: "/api/v1/events", Handler: s.guard(event.MaxEventBytes, one)},
-		{Method: http.MethodPost, Pattern: "/api/v1/events/batch", Handler: s.guard(maxBatchBytes, batch)},
+		{Method: http.MethodPost, Pattern: "/api/v1/events", Handler: s.guard(endpointEvent, event.MaxEventBytes, one)},
+		{Method: http.MethodPost, Pattern: "/api/v1/events/batch", Handler: s.guard(endpointBatch, maxBatchBytes, batch)},
 	}
 }
 
 // guard stands before decoding: who it is, whether writes are admitted, whether the caller has any rate left, and how
 // much body, for how long, is read. Whatever is refused here costs no memory but the request's head.
-func (s *Service) guard(limit int, next http.Handler) http.Handler {
+func (s *Service) guard(endpoint string, limit int, next http.Handler) http.Handler {
 	next = limitBody(limit, s.cfg.BodyTimeout, next)
 	next = s.admit(next)
 	next = control.Require(s.view, control.ScopeWrite, next)
-	return s.count(next)
+	return s.count(endpoint, next)
 }
 
 func (s *Service) admit(next http.Handler) http.Handler {
@@ -70,11 +70,11 @@ func (s *Service) admit(next http.Handler) http.Handler {
 }
 
 // count counts answers by their code, those of the guards among them.
-func (s *Service) count(next http.Handler) http.Handler {
+func (s *Service) count(endpoint string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answer{ResponseWriter: w, code: http.StatusOK}
 		next.ServeHTTP(a, r)
-		s.metrics.answered(a.code)
+		s.metrics.answered(endpoint, a.code)
 		if a.code == http.StatusAccepted {
 			// The 202 is on its way, not in a buffer, before the point after it.
 			_ = http.NewResponseController(w).Flush() // a client that left has no use for it
@@ -165,41 +165,25 @@ func (s *Service) decodeBatch(_ context.Context, r *http.Request) (submission, e
 	if err != nil {
 		return submission{}, err
 	}
-	var events [][]byte
+	sub := submission{caller: callerOf(r), body: body}
 	if media == mediaNDJSON {
-		events, err = splitLines(body.data, maxLinesEvents)
-	} else {
-		events, err = splitJSON(body.data, maxBatchEvents)
+		sub.events, err = splitLines(body.data, maxLinesEvents)
+	} else if sub.events, sub.cut = cutJSON(body.data, maxBatchEvents); !sub.cut {
+		sub.events, err = splitJSON(body.data, maxBatchEvents)
 	}
 	if err != nil {
 		body.release()
 		return submission{}, err
 	}
-	return submission{caller: callerOf(r), events: events, body: body}, nil
+	return sub, nil
 }
 
 func callerOf(r *http.Request) caller {
-	c := caller{
-		principal: control.PrincipalFrom(r.Context()),
-		requestID: httpserver.RequestID(r.Context()),
+	return caller{
+		principal:   control.PrincipalFrom(r.Context()),
+		requestID:   httpserver.RequestID(r.Context()),
+		traceparent: httpserver.Traceparent(r.Context()),
 	}
-	if t := r.Header.Get("Traceparent"); validTraceparent(t) {
-		c.traceparent = t
-	}
-	return c
-}
-
-// validTraceparent follows W3C Trace Context, section 3.2: version 00, or what a later version has in common with it.
-func validTraceparent(t string) bool {
-	if len(t) != 55 || t[2] != '-' || t[35] != '-' || t[52] != '-' {
-		return false
-	}
-	hexadecimal := func(s string) bool {
-		return !strings.ContainsFunc(s, func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') })
-	}
-	version, trace, parent, flags := t[:2], t[3:35], t[36:52], t[53:]
-	return hexadecimal(version) && hexadecimal(trace) && hexadecimal(parent) && hexadecimal(flags) &&
-		version != "ff" && strings.Trim(trace, "0") != "" && strings.Trim(parent, "0") != ""
 }
 
 // mediaType returns the request's media type, which must be one of allowed. A request without one is JSON.

@@ -104,7 +104,7 @@ func TestRefusals(t *testing.T) {
 	_, reader := r.key(control.NewKey{Scopes: []control.Scope{control.ScopeRead}})
 	_, elsewhere := r.key(control.NewKey{AllowedCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
 	revoked, token := r.key(control.NewKey{})
-	if err := r.writer.RevokeKey(t.Context(), "cli:test", r.workspace.ID, revoked.ID); err != nil {
+	if err := r.writer.RevokeKey(t.Context(), "cli:test", r.workspace.ID, revoked.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	r.eventually("the key is revoked", func() bool {
@@ -221,6 +221,11 @@ func TestRefusals(t *testing.T) {
 			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+11),
 		},
 		{
+			name: "batch with an event that is no JSON after one that is", path: batchPath, code: 400,
+			body: `{"events":[` + valid + `,{"a":1]}]}`,
+			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+18),
+		},
+		{
 			name: "batch with an end after its end", path: batchPath, body: `{"events":[` + valid + `]}]`, code: 400,
 			want: fmt.Sprintf(`{"error":"invalid_json","message":"The batch is not valid JSON: see byte %d."}`, len(valid)+13),
 		},
@@ -258,7 +263,8 @@ func TestRefusals(t *testing.T) {
 				count()
 				return
 			}
-			moved(t, r.service.metrics.requests.WithLabelValues(fmt.Sprint(c.code)), 1, count)
+			endpoint := map[string]string{onePath: endpointEvent, batchPath: endpointBatch}[path]
+			moved(t, r.service.metrics.requests.WithLabelValues(endpoint, fmt.Sprint(c.code)), 1, count)
 		})
 	}
 

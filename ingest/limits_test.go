@@ -100,7 +100,7 @@ func TestRateLimited(t *testing.T) {
 	req := r.request("POST", onePath, body)
 	req.ContentLength = 10
 	req.Header.Set("Expect", "100-continue")
-	moved(t, r.service.metrics.requests.WithLabelValues("429"), 1, func() { limited(r.send(req), "10") })
+	moved(t, r.service.metrics.requests.WithLabelValues(endpointEvent, "429"), 1, func() { limited(r.send(req), "10") })
 	if body.read {
 		t.Error("the body was read")
 	}

@@ -14,11 +14,20 @@ const (
 	reasonStopping = "stopping" // the service is not running
 )
 
+// Endpoints, a label of immutable_ingest_requests_total.
+const (
+	endpointEvent = "event"
+	endpointBatch = "batch"
+)
+
 // metrics holds resolved children: a request looks no label up, but for the status code of its answer.
 type metrics struct {
-	requests      *prometheus.CounterVec // by status code
-	queued        prometheus.Counter
-	duplicate     prometheus.Counter
+	requests  *prometheus.CounterVec // by endpoint and status code
+	queued    prometheus.Counter
+	duplicate prometheus.Counter
+
+	secretsFlagged, secretsRedacted, secretsRejected prometheus.Counter
+
 	rejected      *prometheus.CounterVec // by error code, which event and ingest bound
 	acceptSeconds prometheus.Histogram
 	bodiesBytes   prometheus.Gauge
@@ -44,11 +53,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "immutable_ingest_events_total",
 		Help: "Events answered with a 202, by status: queued, or duplicate where the idempotency key was known.",
 	}, []string{"status"})
+	secrets := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "immutable_ingest_events_with_secrets_total",
+		Help: "Events in which the secret scanner found something, by what their workspace's policy did: flagged, redacted, rejected.",
+	}, []string{"outcome"})
 	m := &metrics{
+		secretsFlagged:  secrets.WithLabelValues("flagged"),
+		secretsRedacted: secrets.WithLabelValues("redacted"),
+		secretsRejected: secrets.WithLabelValues("rejected"),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "immutable_ingest_requests_total",
-			Help: "Requests to write events, by status code of the answer.",
-		}, []string{"code"}),
+			Help: "Requests to write events, by endpoint and status code of the answer.",
+		}, []string{"endpoint", "code"}),
 		queued:    events.WithLabelValues(statusQueued),
 		duplicate: events.WithLabelValues(statusDuplicate),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -72,10 +88,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, reason := range []string{reasonFull, reasonTimeout, reasonRefused, reasonStopping} {
 		m.produceErrors.WithLabelValues(reason)
 	}
-	reg.MustRegister(m.requests, events, m.rejected, m.acceptSeconds, m.bodiesBytes, m.produceErrors)
+	reg.MustRegister(m.requests, events, secrets, m.rejected, m.acceptSeconds, m.bodiesBytes, m.produceErrors)
 	return m
 }
 
-func (m *metrics) answered(code int) {
-	m.requests.WithLabelValues(strconv.Itoa(code)).Inc()
+func (m *metrics) answered(endpoint string, code int) {
+	m.requests.WithLabelValues(endpoint, strconv.Itoa(code)).Inc()
 }

@@ -12,6 +12,7 @@ import (
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
 // TestSecrets holds what a client sees of its workspace's policy for secrets, and what the topic does.
@@ -22,7 +23,7 @@ func TestSecrets(t *testing.T) {
 	set := func(policy event.SecretPolicy) {
 		t.Helper()
 		known, _ := r.view.Workspace(r.workspace.ID)
-		if _, err := r.writer.SetWorkspaceSettings(t.Context(), "cli:test", known.ID, known.Version, control.Settings{SecretPolicy: policy}); err != nil {
+		if _, err := r.writer.UpdateWorkspace(t.Context(), "cli:test", known.ID, known.Version, func(s *control.Settings) { *s = control.Settings{SecretPolicy: policy} }); err != nil {
 			t.Fatal(err)
 		}
 		r.eventually("the policy in the view", func() bool {
@@ -31,13 +32,16 @@ func TestSecrets(t *testing.T) {
 		})
 	}
 
-	e := r.queued(r.post(onePath, strings.NewReader(leaky)))
+	var e *recordpb.Event
+	moved(t, r.service.metrics.secretsFlagged, 1, func() { e = r.queued(r.post(onePath, strings.NewReader(leaky))) })
 	if diff := cmp.Diff([]string{"possible_secret:metadata.log", "possible_secret:metadata.old_value"}, e.Flags); diff != "" {
 		t.Errorf("flags (-want +got):\n%s", diff)
 	}
 
 	set(event.SecretsRedact)
-	e = r.queued(r.post(onePath, strings.NewReader(leaky), "Idempotency-Key", "k1"))
+	moved(t, r.service.metrics.secretsRedacted, 1, func() {
+		e = r.queued(r.post(onePath, strings.NewReader(leaky), "Idempotency-Key", "k1"))
+	})
 	for _, text := range []string{secret, "hunter2"} {
 		if bytes.Contains(r.seen[uuid.UUID(e.Id)].Value, []byte(text)) {
 			t.Errorf("%q is in the record of %s", text, e.Body)
@@ -55,7 +59,9 @@ func TestSecrets(t *testing.T) {
 	moved(t, r.service.metrics.rejected.WithLabelValues(event.CodeValidation), 1, func() {
 		r.want(r.post(onePath, strings.NewReader(leaky)), http.StatusUnprocessableEntity, `{`+fault)
 	})
-	r.want(r.post(batchPath, batchOf(leaky)), http.StatusAccepted, `{"events":[{"index":0,"status":"rejected",`+fault+`]}`)
+	moved(t, r.service.metrics.secretsRejected, 1, func() {
+		r.want(r.post(batchPath, batchOf(leaky)), http.StatusAccepted, `{"events":[{"index":0,"status":"rejected",`+fault+`]}`)
+	})
 	if n := r.records(); n != written {
 		t.Errorf("%d records were written", n-written)
 	}

@@ -123,6 +123,7 @@ func (s *Service) Ready(ctx context.Context) error {
 type outcome struct {
 	id        [16]byte
 	duplicate bool
+	secrets   bool         // the scanner found what looks like one
 	rejected  *event.Error // nil for an event that was accepted
 }
 
@@ -152,10 +153,20 @@ func (s *Service) write(ctx context.Context, sub submission) ([]outcome, error) 
 		switch {
 		case o.rejected != nil:
 			s.metrics.rejected.WithLabelValues(o.rejected.Code).Inc()
+			if o.rejected.Secrets {
+				s.metrics.secretsRejected.Inc()
+			}
 		case o.duplicate:
 			s.metrics.duplicate.Inc()
 		default:
 			s.metrics.queued.Inc()
+			switch {
+			case !o.secrets:
+			case workspace.Settings.SecretPolicy == event.SecretsRedact:
+				s.metrics.secretsRedacted.Inc()
+			default:
+				s.metrics.secretsFlagged.Inc()
+			}
 		}
 	}
 	return built.outcomes, nil
@@ -196,13 +207,19 @@ func (s *Service) build(sub submission) (built, error) {
 			if out.rejected, _ = errors.AsType[*event.Error](err); out.rejected == nil {
 				return built{}, fmt.Errorf("build the record of event %d: %w", i, err)
 			}
+			if sub.cut {
+				if _, err := splitJSON(sub.body.data, maxBatchEvents); err != nil {
+					return built{}, err
+				}
+				sub.cut = false
+			}
 			continue
 		}
 		if len(record.Value) > maxRecordBytes {
 			out.rejected = errRecordTooLarge
 			continue
 		}
-		out.id = record.ID
+		out.id, out.secrets = record.ID, record.Secrets
 		if record.Keyed {
 			known, ok := b.keys[record.IdempotencyKey]
 			if !ok {

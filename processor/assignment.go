@@ -32,6 +32,7 @@ type assignment struct {
 // halt is why an assigned partition is not sealed.
 type halt struct {
 	reason error
+	kind   string // the label of the metric
 	// retry is when to try again; zero: when an operator has looked and started the processor again.
 	retry time.Time
 }
@@ -46,6 +47,9 @@ func newAssignment(m *metrics) *assignment {
 func (a *assignment) join(added []int32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !a.joined {
+		a.metrics.lags.keep(added) // others may have what the session before this one had
+	}
 	a.joined = true
 	for _, n := range added {
 		a.pending[n] = true
@@ -151,13 +155,15 @@ func (a *assignment) drop(numbers []int32) {
 	a.observe()
 }
 
-// clear forgets everything.
+// clear forgets everything, but for how far behind the partitions are: until the next session has joined, they are
+// nobody else's that this process knows of.
 func (a *assignment) clear() {
 	a.mu.Lock()
-	numbers := slices.Collect(maps.Keys(a.partitions))
-	numbers = slices.AppendSeq(numbers, maps.Keys(a.halted))
-	a.mu.Unlock()
-	a.drop(numbers)
+	defer a.mu.Unlock()
+	clear(a.pending)
+	clear(a.partitions)
+	clear(a.halted)
+	a.observe()
 }
 
 // untilRevoked returns a context that also ends when partitions are dropped before the next call of takeRevoked.
@@ -237,7 +243,14 @@ func (a *assignment) ready() error {
 
 // observe sets the gauges. a.mu is held.
 func (a *assignment) observe() {
-	a.metrics.halted.Set(float64(len(a.halted)))
+	halted := make(map[string]int, len(a.halted))
+	for _, h := range a.halted {
+		halted[h.kind]++
+	}
+	for reason, gauge := range a.metrics.halted {
+		gauge.Set(float64(halted[reason]))
+	}
+	a.metrics.sealing.Set(float64(len(a.partitions)))
 	chains := 0
 	for _, p := range a.partitions {
 		chains += len(p.chains)

@@ -39,6 +39,8 @@ type Config struct {
 
 	// DedupLeaves is how many leaves of a partition a duplicate of a keyed event is looked for in. A multiple of 1,000
 	// from 1,000 to 10,000,000; default 200,000. A keyed id takes about 60 bytes of memory.
+	// It is for the life of an installation: blocks are kept under their number modulo the window's size, so that in
+	// another window one can overwrite another, and a take-over that misses one halts.
 	DedupLeaves int
 
 	// FetchBytes bounds a fetch from one broker, and so what is buffered ahead of the transaction. 64 KiB to 64 MiB;

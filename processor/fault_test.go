@@ -141,8 +141,8 @@ func halts(t *testing.T, c *kafkatest.Cluster, cfg Config, want string) *running
 		}
 		return nil
 	})
-	if got := p.metric(t, "halted_partitions"); got != 1 {
-		t.Errorf("metric says that %v partitions are halted", got)
+	if got, sealing := p.metric(t, "halted_partitions"), p.metric(t, "partitions"); got != 1 || sealing != testPartitions-1 {
+		t.Errorf("metrics say that %v partitions are halted and %v sealed", got, sealing)
 	}
 	admin := kadm.NewClient(c.Client(t))
 	before := unsealedOf(t.Context(), t, c, admin)

@@ -46,7 +46,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Processor
 	}
 	p := &Processor{
 		cfg: cfg, clients: clients, id: cfg.transactionalID(), logger: logger.With(slog.String("session", "seal")),
-		metrics: newMetrics(reg),
+		metrics: newMetrics(reg, &cfg),
 	}
 	for _, t := range schemas.Topics(cfg.Layout) {
 		switch t.Name {

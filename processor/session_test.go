@@ -49,10 +49,17 @@ func sealsWhatIsThereAndWhatArrives(t *testing.T, c *kafkatest.Cluster) {
 	if r.Chains != 12 {
 		t.Errorf("%d chains, want 12", r.Chains)
 	}
-	for name, want := range map[string]float64{"leaves_total": 6012, "duplicates_total": 0, "sessions_total": 1, "halted_partitions": 0} {
+	for name, want := range map[string]float64{
+		"leaves_total": 6012, "duplicates_total": 0, "sessions_total": 1, "halted_partitions": 0, "partitions": 0,
+		"topic_partitions": testPartitions, "dedup_window_max_leaves": 2 * blockLeaves,
+	} {
 		if got := p.metric(t, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
+	}
+	// The test's events are of a year to come.
+	if ahead := p.metric(t, "clock_ahead_seconds"); ahead < 1e8 {
+		t.Errorf("their clock is %v s ahead", ahead)
 	}
 	if err := p.Ready(t.Context()); err == nil {
 		t.Error("ready after its end")

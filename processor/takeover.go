@@ -53,6 +53,13 @@ func (s *session) takeOver(
 
 	partitions, halted := make(map[int32]*partition), make(map[int32]halt)
 	for number, t := range ts {
+		if t.end != nil {
+			var next int64
+			if t.committed != nil {
+				next = int64(*t.committed)
+			}
+			s.metrics.lags.set(number, next, *t.end)
+		}
 		if t.err == nil {
 			partitions[number] = t.p
 			if t.committed == nil {
@@ -62,13 +69,18 @@ func (s *session) takeOver(
 		}
 		delete(assigned, number)
 		h := halt{reason: t.err}
-		_, isLost := s.lost[number]
-		if !isLost && !errors.Is(t.err, errDisagreement) {
+		switch _, isLost := s.lost[number]; {
+		case isLost:
+			h.kind = haltLost
+		case errors.Is(t.err, errDisagreement):
+			h.kind = haltDisagreement
+		default:
+			h.kind = haltUnavailable
 			h.retry = time.Now().Add(s.cfg.RetryInterval)
 		}
 		halted[number] = h
 		s.logger.LogAttrs(ctx, slog.LevelError, "partition halted", slog.Int("partition", int(number)),
-			slog.Any("error", t.err), slog.Bool("retried", !h.retry.IsZero()))
+			slog.String("reason", h.kind), slog.Any("error", t.err), slog.Bool("retried", !h.retry.IsZero()))
 	}
 	s.metrics.takeOver.Observe(time.Since(begun).Seconds())
 	s.owned.takenOver(partitions, halted)
@@ -79,6 +91,7 @@ func (s *session) takeOver(
 type take struct {
 	*restorer
 	committed *uint64 // nil: none
+	end       *int64  // of the input; nil: not known
 	err       error   // why it cannot be taken over
 }
 
@@ -235,6 +248,8 @@ func (s *session) readHeads(ctx context.Context, ts takes, l limits) error {
 	}
 	events := s.cfg.Kafka.Topic(schemas.TopicEvents)
 	for number, t := range ts {
+		_, end := l.of(events, number)
+		t.end = &end
 		if t.err != nil {
 			continue
 		}

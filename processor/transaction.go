@@ -35,6 +35,7 @@ type transaction struct {
 type batch struct {
 	step
 	leaves []*kgo.Record // on the ledger topic, in order
+	oldest time.Time     // when the first of the input was accepted
 	active bool
 }
 
@@ -67,7 +68,7 @@ func (t *transaction) batch(p *partition) *batch {
 		t.by[p.number] = b
 	}
 	if !b.active {
-		b.active = true
+		b.active, b.oldest = true, time.Time{}
 		b.begin(p, &t.values)
 		t.steps = append(t.steps, &b.step)
 	}
@@ -104,7 +105,7 @@ func (s *session) transact(ctx context.Context, fetches kgo.Fetches) error {
 		return errUncommitted
 	}
 	s.progress = true
-	s.settle()
+	s.settle(ctx)
 	return nil
 }
 
@@ -174,6 +175,10 @@ func (s *session) take(within context.Context, fetches kgo.Fetches) error {
 					return fmt.Errorf("input of partition %d, which was not taken over", topic.Partitions[i].Partition)
 				}
 				b := t.batch(p)
+				if b.oldest.IsZero() {
+					b.oldest = records[0].Timestamp
+				}
+				s.metrics.lags.fetched(p.number, topic.Partitions[i].HighWatermark, records[0].Timestamp)
 				t.records += len(records)
 				for some := range slices.Chunk(records, burstRecords) {
 					if err := s.seal(within, b, some); err != nil {
@@ -240,6 +245,31 @@ func (s *session) deadLetter(r *kgo.Record, reason error) *kgo.Record {
 	return dead
 }
 
+// maxDeadLines bounds the log lines of one transaction: a producer gone wrong must not fill the log's disk.
+const maxDeadLines = 10
+
+// logDead says which records are on the dlq, by where they came from; never what is in them.
+func (s *session) logDead(ctx context.Context, dead []*kgo.Record) {
+	for i, r := range dead {
+		if i == maxDeadLines {
+			s.logger.LogAttrs(ctx, slog.LevelWarn, "more records sent to the dlq", slog.Int("records", len(dead)-i))
+			return
+		}
+		attrs := make([]slog.Attr, 0, len(r.Headers)+2)
+		for _, h := range r.Headers {
+			attrs = append(attrs, slog.String(h.Key, string(h.Value)))
+		}
+		requestID, traceID := origin(r.Value)
+		if requestID != "" {
+			attrs = append(attrs, slog.String("request_id", requestID))
+		}
+		if traceID != "" {
+			attrs = append(attrs, slog.String("trace_id", traceID))
+		}
+		s.logger.LogAttrs(ctx, slog.LevelWarn, "record sent to the dlq", attrs...)
+	}
+}
+
 // conclude waits for the leaves and produces what rests on their offsets.
 func (s *session) conclude(within context.Context) error {
 	t := &s.txn
@@ -283,16 +313,26 @@ func (s *session) flush(within context.Context) error {
 }
 
 // settle makes the transaction's outcome the session's state: it is committed.
-func (s *session) settle() {
+func (s *session) settle(ctx context.Context) {
 	t, m := &s.txn, s.metrics
 	s.owned.publish(t.steps)
+	s.logDead(ctx, t.dead)
+	now, ahead := time.Now(), time.Duration(0)
 	for _, step := range t.steps {
+		newest := time.UnixMicro(step.recordedAt)
+		m.lags.sealed(step.p.number, int64(step.counts.next), newest)
+		if step.counts.leaves > 0 {
+			m.age.Observe(now.Sub(t.by[step.p.number].oldest).Seconds())
+			ahead = max(ahead, newest.Sub(now))
+		}
 		m.leaves.Add(float64(step.counts.leaves))
 		m.duplicates.Add(float64(step.counts.duplicates))
 		m.dead.Add(float64(step.counts.dead))
 	}
 	m.committed.Inc()
+	m.clockAhead.Set(ahead.Seconds())
 	m.records.Observe(float64(t.records))
+	m.bytes.Observe(float64(t.bytes))
 	m.seconds.Observe(time.Since(t.begun).Seconds())
 	t.release()
 }

@@ -29,6 +29,10 @@ type Config struct {
 	// ClickHouse is where the events are. Its DialTimeout defaults to 2 s here.
 	ClickHouse clickhouse.Config
 
+	// OperatorWorkspace is the name of the workspace whose keys with the scope admin may create, see, change and delete
+	// every workspace, and create keys in each. Default "default", which is what the first start of `up` creates.
+	OperatorWorkspace string
+
 	// RequestTimeout is how long ClickHouse may take to answer one request, all its statements together, before the
 	// answer is a 503. 50 ms to 4.5 s, because clients give up after 5 s; default 4 s.
 	RequestTimeout time.Duration
@@ -47,6 +51,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	c.OperatorWorkspace = orDefault(c.OperatorWorkspace, "default")
 	c.ClickHouse.DialTimeout = orDefault(c.ClickHouse.DialTimeout, 2*time.Second)
 	c.RequestTimeout = orDefault(c.RequestTimeout, 4*time.Second)
 	c.MaxRequests = orDefault(c.MaxRequests, 128)

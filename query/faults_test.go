@@ -245,7 +245,7 @@ func TestOlderSchema(t *testing.T) {
 	if err := clickhouse.CreateDatabase(t.Context(), db.Config()); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{ClickHouse: db.Config()}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	s, err := New(Config{ClickHouse: db.Config()}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

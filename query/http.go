@@ -9,27 +9,31 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/httpserver"
 )
 
 // Endpoints, a label of immutable_query_requests_total.
 const (
-	endpointEvents = "events"
-	endpointEvent  = "event"
+	endpointEvents     = "events"
+	endpointEvent      = "event"
+	endpointKeys       = "keys"
+	endpointKey        = "key"
+	endpointRoll       = "key_roll"
+	endpointSettings   = "settings"
+	endpointWorkspaces = "workspaces"
+	endpointWorkspace  = "workspace"
 )
 
 // retryAfter is what a 503 asks a client to wait.
 const retryAfter = time.Second
 
-// Routes returns the endpoints that read events.
+// Routes returns the endpoints that read events, and those that manage.
 func (s *Service) Routes() []httpserver.Route {
-	return []httpserver.Route{
-		{Method: http.MethodGet, Pattern: "/api/v1/events", Handler: s.handler(endpointEvents, s.listEvents)},
-		{Method: http.MethodGet, Pattern: "/api/v1/events/{id}", Handler: s.handler(endpointEvent, s.getEvent)},
-	}
+	return append(s.manageRoutes(),
+		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events", Handler: s.handler(endpointEvents, s.listEvents)},
+		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events/{id}", Handler: s.handler(endpointEvent, s.getEvent)},
+	)
 }
 
 // handler answers with what respond returns: a JSON object, or an error.
@@ -166,21 +170,12 @@ func (s *Service) renderPage(events []row, leaves hashes, next string, total *ui
 
 // getEvent is GET /events/{id}. An id that is no UUID is one that no event has.
 func (s *Service) getEvent(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error) {
-	values, err := parseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, err
-	}
-	var faults faults
-	for name := range values {
-		faults.malformedParam(name, "is not a parameter of this request: it has none.")
-	}
-	if err := faults.err(); err != nil {
+	if err := noParameters(r); err != nil {
 		return nil, err
 	}
 	notFound := httpserver.NotFound("There is no event with this id in the workspace of the API key.")
-	text := r.PathValue("id")
-	id, err := uuid.Parse(text)
-	if err != nil || len(text) != len(id.String()) {
+	id, ok := pathID(r)
+	if !ok {
 		return nil, notFound
 	}
 	events, err := s.event(ctx, workspace, id)

@@ -20,10 +20,11 @@ const (
 
 // Reasons why a request was answered 503, a label of immutable_query_unavailable_total.
 const (
-	reasonBusy     = "busy"     // as many requests are being answered as may, or ClickHouse itself is overloaded
-	reasonAway     = "away"     // ClickHouse is out of reach
+	reasonBusy     = "busy"     // as many requests or changes as may are in hand, or ClickHouse itself is overloaded
+	reasonAway     = "away"     // ClickHouse, or Kafka for a change, is out of reach
 	reasonTimeout  = "timeout"  // the statements took too long
 	reasonStopping = "stopping" // the service is not running
+	reasonUnknown  = "unknown"  // whether a change was made is not known
 )
 
 // metrics holds resolved children: a request looks no label up, but for the status code of its answer.
@@ -73,7 +74,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, reason := range []string{skippedRows, skippedTime} {
 		m.totalsSkipped[reason] = skipped.WithLabelValues(reason)
 	}
-	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping} {
+	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown} {
 		m.unavailable[reason] = unavailable.WithLabelValues(reason)
 	}
 	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves)

@@ -76,7 +76,7 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if r.service, err = New(cfg, r.view, r.reg, logger); err != nil {
+	if r.service, err = New(cfg, r.view, r.writer, r.reg, logger); err != nil {
 		tb.Fatal(err)
 	}
 	r.stop = run(tb, r.service.Run)

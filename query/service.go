@@ -1,5 +1,6 @@
 // Package query answers what has happened, from ClickHouse: the timeline, page by page, and single events. Every
-// statement is confined to the workspace of the caller's key, by selectFrom and nothing else.
+// statement is confined to the workspace of the caller's key, by selectFrom and nothing else. It is also where what is
+// configured is shown and changed over HTTP, through package control.
 package query
 
 import (
@@ -20,11 +21,14 @@ import (
 type Service struct {
 	cfg     Config
 	view    *control.View
+	writer  *control.Writer
 	metrics *metrics
 	logger  *slog.Logger
 
 	// slots bounds the requests that are being answered.
-	slots     chan struct{}
+	slots chan struct{}
+	// changes bounds the changes to what is configured that are being made.
+	changes   chan struct{}
 	renderers sync.Pool // of *renderer
 
 	// running is locked for writing while Run is not running, and for reading while conn is used.
@@ -34,14 +38,18 @@ type Service struct {
 
 var errStopped = errors.New("query is not running")
 
-// New returns a service that answers 503 until Run runs. view must be run by the caller.
-func New(cfg Config, view *control.View, reg prometheus.Registerer, logger *slog.Logger) (*Service, error) {
+// New returns a service that answers 503 to who asks for events until Run runs. view must be run by the caller; writer
+// makes the changes, and its timeout is how long a client waits for one.
+func New(
+	cfg Config, view *control.View, writer *control.Writer, reg prometheus.Registerer, logger *slog.Logger,
+) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("query: %w", err)
 	}
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, view: view, metrics: newMetrics(reg), logger: logger, slots: make(chan struct{}, cfg.MaxRequests),
+		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg), logger: logger,
+		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
 	s.renderers.New = func() any { return newRenderer() }
 	s.running.Lock()

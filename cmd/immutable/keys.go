@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 type keysCmd struct {
 	Create keysCreateCmd `cmd:"" help:"Create an API key and print it: it is not shown again."`
 	List   keysListCmd   `cmd:"" help:"List API keys."`
+	Roll   keysRollCmd   `cmd:"" help:"Give an API key a new text and print it: it is not shown again."`
 	Revoke keysRevokeCmd `cmd:"" help:"Revoke an API key: it stops working everywhere within a second, for ever."`
 }
 
@@ -98,7 +100,7 @@ func (c *keysListCmd) Run(ctx context.Context, p *process) error {
 		names = map[[16]byte]string{ws.ID: ws.Name}
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ID\tWORKSPACE\tNAME\tKEY\tSCOPES\tCREATED\tEXPIRES")
+	fmt.Fprintln(table, "ID\tWORKSPACE\tNAME\tKEY\tSCOPES\tCREATED\tEXPIRES\tFORMER")
 	for _, k := range s.Keys {
 		workspace, ok := names[k.Workspace]
 		if !ok {
@@ -112,10 +114,41 @@ func (c *keysListCmd) Run(ctx context.Context, p *process) error {
 		if !k.ExpiresAt.IsZero() {
 			expires = k.ExpiresAt.Format(time.RFC3339)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", uuid.UUID(k.ID), workspace, k.Name, k.Hint, strings.Join(scopes, ","),
-			k.CreatedAt.Format(time.RFC3339), expires)
+		former := make([]string, len(k.Former))
+		for i, f := range k.Former {
+			former[i] = f.Hint + " until " + f.Until.Format(time.RFC3339)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", uuid.UUID(k.ID), workspace, k.Name, k.Hint, strings.Join(scopes, ","),
+			k.CreatedAt.Format(time.RFC3339), expires, cmp.Or(strings.Join(former, ", "), "none"))
 	}
 	return table.Flush()
+}
+
+type keysRollCmd struct {
+	targetFlags
+	ID      string        `arg:"" help:"Its id, as keys list shows it."`
+	Overlap time.Duration `help:"How long its former texts still work, as in 24h: at most 168h. Default: they end at once." placeholder:"DURATION"`
+}
+
+// Run prints the key's new text alone to standard output.
+func (c *keysRollCmd) Run(ctx context.Context, p *process) error {
+	if c.Overlap < 0 || c.Overlap > control.MaxOverlap {
+		return fmt.Errorf("--overlap: %v: must be 0 to %v", c.Overlap, control.MaxOverlap)
+	}
+	w, k, err := c.key(ctx, p, c.ID)
+	if err != nil {
+		return err
+	}
+	k, secret, err := w.RollKey(ctx, author(), k.Workspace, k.ID, 0, c.Overlap)
+	if err != nil {
+		return fmt.Errorf("rolling an API key: %w", err)
+	}
+	for _, f := range k.Former {
+		fmt.Fprintf(p.stderr, "the former text that ends in %s works until %s\n", f.Hint, f.Until.Format(time.RFC3339))
+	}
+	fmt.Fprintf(p.stderr, "key %s, shown only now:\n", uuid.UUID(k.ID))
+	_, err = fmt.Fprintln(p.stdout, secret)
+	return err
 }
 
 type keysRevokeCmd struct {
@@ -125,22 +158,31 @@ type keysRevokeCmd struct {
 
 // Run prints nothing.
 func (c *keysRevokeCmd) Run(ctx context.Context, p *process) error {
-	id, err := uuid.Parse(c.ID)
-	if err != nil {
-		return fmt.Errorf("the id of a key: %w", err)
-	}
-	w, err := c.writer(ctx, p.logger)
+	w, k, err := c.key(ctx, p, c.ID)
 	if err != nil {
 		return err
 	}
+	return w.RevokeKey(ctx, author(), k.Workspace, k.ID, 0)
+}
+
+// key finds a key by its id, in any workspace, and returns what changes it.
+func (f *targetFlags) key(ctx context.Context, p *process, text string) (*control.Writer, *control.Key, error) {
+	id, err := uuid.Parse(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the id of a key: %w", err)
+	}
+	w, err := f.writer(ctx, p.logger)
+	if err != nil {
+		return nil, nil, err
+	}
 	s, err := w.Snapshot(ctx)
 	if err != nil {
-		return fmt.Errorf("reading what is configured: %w", err)
+		return nil, nil, fmt.Errorf("reading what is configured: %w", err)
 	}
 	for _, k := range s.Keys {
 		if k.ID == id {
-			return w.RevokeKey(ctx, author(), k.Workspace, k.ID)
+			return w, k, nil
 		}
 	}
-	return fmt.Errorf("there is no key %s", id)
+	return nil, nil, fmt.Errorf("there is no key %s", id)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/query"
 )
 
@@ -13,7 +14,8 @@ type queryCmd struct {
 	masterKeyFlag
 	httpFlags
 	serviceFlags
-	TrustedProxies []string `help:"Addresses (CIDR) of proxies whose X-Forwarded-For is believed." placeholder:"CIDR,..."`
+	TrustedProxies    []string `help:"Addresses (CIDR) of proxies whose X-Forwarded-For is believed." placeholder:"CIDR,..."`
+	OperatorWorkspace string   `help:"Name of the workspace whose keys with the scope admin may manage every workspace." default:"default" placeholder:"NAME"`
 }
 
 // Run runs until a signal.
@@ -34,7 +36,19 @@ func (c *queryCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	service, err := query.New(query.Config{ClickHouse: tables}, view, s.reg, p.logger)
+	key, err := c.load()
+	if err != nil {
+		return err
+	}
+	writer, err := control.NewWriter(control.WriterConfig{
+		Kafka: cfg, MasterKey: key, Partitions: layout.Partitions, Timeout: query.ChangeTimeout,
+	}, p.logger)
+	if err != nil {
+		return err
+	}
+	service, err := query.New(
+		query.Config{ClickHouse: tables, OperatorWorkspace: c.OperatorWorkspace}, view, writer, s.reg, p.logger,
+	)
 	if err != nil {
 		return err
 	}

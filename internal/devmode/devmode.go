@@ -248,7 +248,15 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	if err != nil {
 		return nil, err
 	}
-	timeline, err := query.New(query.Config{ClickHouse: s.clickhouse}, view, u.reg, u.logger)
+	changes, err := control.NewWriter(control.WriterConfig{
+		Kafka: s.kafka, MasterKey: s.masterKey, Partitions: s.layout.Partitions, Timeout: query.ChangeTimeout,
+	}, u.logger)
+	if err != nil {
+		return nil, err
+	}
+	timeline, err := query.New(
+		query.Config{ClickHouse: s.clickhouse, OperatorWorkspace: DefaultWorkspace}, view, changes, u.reg, u.logger,
+	)
 	if err != nil {
 		return nil, err
 	}

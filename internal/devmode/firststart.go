@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"getimmutable.dev/immutable/control"
 )
@@ -43,7 +44,7 @@ func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, lo
 	hash := control.HashSecret(chosen)
 	hasKey := false
 	for _, k := range s.Keys {
-		if chosen != "" && k.Hash == hash {
+		if chosen != "" && k.OpenedBy(hash, time.Now()) {
 			return "", nil
 		}
 		hasKey = hasKey || k.Workspace == workspace.ID
@@ -56,7 +57,7 @@ func firstStart(ctx context.Context, cfg control.WriterConfig, chosen string, lo
 		Scopes: []control.Scope{control.ScopeWrite, control.ScopeRead, control.ScopeAdmin},
 	})
 	if errors.Is(err, control.ErrConflict) && chosen != "" {
-		return "", fmt.Errorf("the API key that was chosen has been used and revoked: choose another: %w", err)
+		return "", fmt.Errorf("the API key that was chosen was used, and has been revoked or rolled: choose another: %w", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("creating an API key: %w", err)

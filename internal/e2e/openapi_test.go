@@ -41,9 +41,12 @@ type api struct {
 	doc    *openapi3.T
 	routes []httpserver.Route
 	url    string
-	// stopped serves the routes of a query service that does not run.
+	writer *control.Writer
+	view   *control.View
+	// stopped serves the routes of a query service that does not run, nor knows any key.
 	stopped string
-	// tokens by what they may do: read, write, nothing (admin only), limited (writes, at a rate), damaged (reads a
+	// tokens by what they may do: read, write, nothing (admin of the operators' workspace), team (admin
+	// of another), limited (writes, at a rate), damaged (reads a
 	// workspace whose only event cannot be shown).
 	tokens map[string]string
 	admit  func() error // is ingest's Admit, and its readiness
@@ -79,7 +82,13 @@ func newAPI(t *testing.T) *api {
 	}, view, reg, logger)
 	a.must(err)
 	a.run(writes.Run)
-	reads, err := query.New(query.Config{ClickHouse: db.Config()}, view, reg, logger)
+	writer, err := control.NewWriter(control.WriterConfig{
+		Kafka: kafka.Config, MasterKey: master, Partitions: kafka.Layout.Partitions, Timeout: time.Minute,
+	}, logger)
+	a.must(err)
+	a.writer, a.view = writer, view
+	config := query.Config{ClickHouse: db.Config(), OperatorWorkspace: "main"}
+	reads, err := query.New(config, view, writer, reg, logger)
 	a.must(err)
 	a.run(reads.Run)
 	a.routes = slices.Concat(writes.Routes(), reads.Routes(),
@@ -88,16 +97,14 @@ func newAPI(t *testing.T) *api {
 	t.Cleanup(server.Close)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	a.url = server.URL
-	idle, err := query.New(query.Config{ClickHouse: db.Config()}, view, prometheus.NewRegistry(), logger)
+	unread, err := control.NewView(control.ViewConfig{Kafka: kafka.Config, MasterKey: master}, nil, logger)
+	a.must(err)
+	idle, err := query.New(config, unread, writer, prometheus.NewRegistry(), logger)
 	a.must(err)
 	stopped := httptest.NewServer(httpserver.NewRouter(logger, idle.Routes()...))
 	t.Cleanup(stopped.Close)
 	a.stopped = stopped.URL
 
-	writer, err := control.NewWriter(control.WriterConfig{
-		Kafka: kafka.Config, MasterKey: master, Partitions: kafka.Layout.Partitions, Timeout: time.Minute,
-	}, logger)
-	a.must(err)
 	main := a.workspace(writer, "main", control.Settings{})
 	limited := a.workspace(writer, "limited", control.Settings{RateLimit: control.Limit{PerSecond: 0.001, Burst: 1}})
 	damaged := a.workspace(writer, "damaged", control.Settings{})
@@ -105,6 +112,7 @@ func newAPI(t *testing.T) *api {
 	a.key(writer, view, main, "read", control.ScopeRead)
 	a.key(writer, view, main, "nothing", control.ScopeAdmin)
 	a.key(writer, view, limited, "limited", control.ScopeWrite)
+	a.key(writer, view, limited, "team", control.ScopeAdmin)
 	a.key(writer, view, damaged, "damaged", control.ScopeRead)
 	a.eventually(func() bool { return writes.Ready(t.Context()) == nil && reads.Ready(t.Context()) == nil })
 
@@ -240,6 +248,7 @@ func TestOpenAPI(t *testing.T) {
 	a.answers()
 	a.parameters()
 	a.newEvents()
+	a.manage()
 	for path, item := range a.doc.Paths.Map() {
 		for method, operation := range item.Operations() {
 			for status := range operation.Responses.Map() {

@@ -35,11 +35,9 @@ type services struct {
 
 // newServices sets an installation up, on an empty Kafka and an empty ClickHouse, with the commands that an operator would
 // use, and starts one ingest, one query and one sinks. There is no processor yet.
-func newServices(t *testing.T, cluster *kafkatest.Cluster) *services {
+func newServices(t *testing.T, cluster *kafkatest.Cluster, dsn string) *services {
 	t.Helper()
-	e := engines{
-		brokers: cluster.Config.Brokers, prefix: cluster.Config.TopicPrefix, dsn: clickhousetest.StartEmpty(t).DSN(),
-	}
+	e := engines{brokers: cluster.Config.Brokers, prefix: cluster.Config.TopicPrefix, dsn: dsn}
 	s := &services{e: e, layout: cluster.Layout, masterKey: filepath.Join(t.TempDir(), "master.key")}
 	s.stack = newStack(t, func(host string) (string, error) {
 		if host == ingestHost {
@@ -166,7 +164,7 @@ func TestServices(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel() // mostly it waits for sessions to end
-			s := newServices(t, tc.kafka(t))
+			s := newServices(t, tc.kafka(t), clickhousetest.StartEmpty(t).DSN())
 			t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, s.target()...) })
 			t.Run("processors", func(t *testing.T) { processors(t, s) })
 			t.Run("crash points", func(t *testing.T) { serviceCrashes(t, s) })

@@ -163,8 +163,8 @@ func logServerError(ctx context.Context, r *http.Request, e *Error) {
 	s.unavailable.Do(func() { due = true })
 	if due {
 		s.logger.LogAttrs(
-			ctx, slog.LevelError, "request failed", slog.Int("status", e.Status), slog.String("method", r.Method),
-			slog.String("pattern", r.Pattern), slog.String("request_id", s.requestID), slog.Any("error", e.Cause),
+			ctx, slog.LevelError, "request failed", s.attrs(slog.Int("status", e.Status), slog.String("method", r.Method),
+				slog.String("pattern", r.Pattern), slog.Any("error", e.Cause))...,
 		)
 	}
 }

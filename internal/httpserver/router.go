@@ -26,6 +26,16 @@ type scope struct {
 	logger      *slog.Logger
 	unavailable *rate.Sometimes // limits how often 503s are logged; shared by a router's requests
 	requestID   string
+	traceparent string // "" where the request has none that is valid
+}
+
+// attrs say in the log which request it was.
+func (s *scope) attrs(attrs ...slog.Attr) []slog.Attr {
+	attrs = append(attrs, slog.String("request_id", s.requestID))
+	if s.traceparent != "" {
+		attrs = append(attrs, slog.String("trace_id", s.traceparent[3:35]))
+	}
+	return attrs
 }
 
 type scopeKey struct{}
@@ -39,6 +49,15 @@ func scopeFrom(ctx context.Context) *scope {
 func RequestID(ctx context.Context) string {
 	if s := scopeFrom(ctx); s != nil {
 		return s.requestID
+	}
+	return ""
+}
+
+// Traceparent returns the W3C Trace Context header of the request that ctx belongs to; "" where it is missing or not
+// valid, and outside of a router.
+func Traceparent(ctx context.Context) string {
+	if s := scopeFrom(ctx); s != nil {
+		return s.traceparent
 	}
 	return ""
 }
@@ -74,6 +93,9 @@ func (rt *router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set(requestIDHeader, id)
 	s := &scope{logger: rt.logger, unavailable: rt.unavailable, requestID: id}
+	if t := r.Header.Get("Traceparent"); validTraceparent(t) {
+		s.traceparent = t
+	}
 	ctx := context.WithValue(r.Context(), scopeKey{}, s)
 	r = r.WithContext(ctx)
 	res := &response{ResponseWriter: w, request: r}
@@ -88,6 +110,19 @@ func validRequestID(id string) bool {
 	return !strings.ContainsFunc(id, func(c rune) bool {
 		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-'
 	})
+}
+
+// validTraceparent follows W3C Trace Context, section 3.2: version 00, or what a later version has in common with it.
+func validTraceparent(t string) bool {
+	if len(t) != 55 || t[2] != '-' || t[35] != '-' || t[52] != '-' {
+		return false
+	}
+	hexadecimal := func(s string) bool {
+		return !strings.ContainsFunc(s, func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') })
+	}
+	version, trace, parent, flags := t[:2], t[3:35], t[36:52], t[53:]
+	return hexadecimal(version) && hexadecimal(trace) && hexadecimal(parent) && hexadecimal(flags) &&
+		version != "ff" && strings.Trim(trace, "0") != "" && strings.Trim(parent, "0") != ""
 }
 
 // routed marks that the mux chose one of our handlers, before that handler runs.
@@ -165,9 +200,8 @@ func (res *response) recover(ctx context.Context) {
 	r := res.request
 	s := scopeFrom(ctx)
 	s.logger.LogAttrs(
-		ctx, slog.LevelError, "panic in a handler", slog.Any("panic", v), slog.String("method", r.Method),
-		slog.String("pattern", r.Pattern), slog.String("request_id", s.requestID),
-		slog.String("stack", string(debug.Stack())),
+		ctx, slog.LevelError, "panic in a handler", s.attrs(slog.Any("panic", v), slog.String("method", r.Method),
+			slog.String("pattern", r.Pattern), slog.String("stack", string(debug.Stack())))...,
 	)
 	if res.begun {
 		panic(http.ErrAbortHandler)

@@ -325,3 +325,39 @@ func TestHealth(t *testing.T) {
 		t.Errorf("alive whatever else is not: %d", w.Code)
 	}
 }
+
+// TestFailuresAreTraced holds that the log line of a 5xx names the request and its trace.
+func TestFailuresAreTraced(t *testing.T) {
+	const traceID = "4bf92f3577b34da6a3ce929d0e0e4736"
+	for header, want := range map[string]string{
+		"00-" + traceID + "-00f067aa0ba902b7-01": traceID,
+		"00-" + traceID + "-0000000000000000-01": "", // no parent
+		"nonsense":                               "",
+	} {
+		var log bytes.Buffer
+		h := NewRouter(slog.New(slog.NewJSONHandler(&log, nil)), Route{
+			Method: "POST", Pattern: "/x", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				WriteError(w, r, errors.New("kafka is away"))
+			}),
+		})
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/x", strings.NewReader("payload"))
+		r.Header.Set("Traceparent", header)
+		r.Header.Set("X-Request-Id", "req-1")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if id := w.Header().Get("X-Request-Id"); id != "req-1" {
+			t.Errorf("X-Request-Id of the answer is %q", id)
+		}
+		var line struct {
+			RequestID string `json:"request_id"`
+			TraceID   string `json:"trace_id"`
+			Error     string `json:"error"`
+		}
+		if err := json.Unmarshal(log.Bytes(), &line); err != nil {
+			t.Fatal(err)
+		}
+		if line.RequestID != "req-1" || line.TraceID != want || line.Error != "kafka is away" {
+			t.Errorf("traceparent %q: logged %s", header, &log)
+		}
+	}
+}

@@ -114,7 +114,7 @@ func (c *Config) Options(logger *slog.Logger) ([]kgo.Opt, error) {
 		kgo.WithLogger(clientLogger{logger}),
 	}
 	if c.TLS.Enabled {
-		tlsConfig, err := c.TLS.load()
+		tlsConfig, err := c.TLS.Load()
 		if err != nil {
 			return nil, fmt.Errorf("kafka: %w", err)
 		}
@@ -130,7 +130,11 @@ func (c *Config) Options(logger *slog.Logger) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
-func (t *TLSConfig) load() (*tls.Config, error) {
+// Load reads the files; nil where TLS is off.
+func (t *TLSConfig) Load() (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil //nolint:nilnil // TLS is off
+	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t.CAFile != "" {
 		pem, err := os.ReadFile(t.CAFile)

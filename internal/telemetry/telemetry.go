@@ -23,16 +23,20 @@ func NewLogger(w *os.File, level slog.Level) *slog.Logger {
 // NewRegistry returns a registry that already shows the Go runtime, the process and immutable_build_info.
 func NewRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	RegisterBuildInfo(reg)
+	return reg
+}
+
+// RegisterBuildInfo registers immutable_build_info.
+func RegisterBuildInfo(reg prometheus.Registerer) {
 	version, revision := Version()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "immutable_build_info", Help: "Always 1; the labels say which build this is.",
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "go_version": runtime.Version()},
 	})
 	info.Set(1)
-	reg.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), info,
-	)
-	return reg
+	reg.MustRegister(info)
 }
 
 // Version returns the version of this build and the commit it was made from, with "-dirty" where the work tree had

@@ -332,8 +332,13 @@ type Key struct {
 	RateLimitPerSecond float64 `protobuf:"fixed64,10,opt,name=rate_limit_per_second,json=rateLimitPerSecond,proto3" json:"rate_limit_per_second,omitempty"`
 	// 0 means one second's worth.
 	RateLimitBurst uint32 `protobuf:"varint,11,opt,name=rate_limit_burst,json=rateLimitBurst,proto3" json:"rate_limit_burst,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the key was rolled from and still opens it, the oldest first.
+	Former []*FormerSecret `protobuf:"bytes,12,rep,name=former,proto3" json:"former,omitempty"`
+	// [32] SHA-256 of the text that the key was created with, which may have been chosen: no other key gets it. Empty until
+	// the key is rolled.
+	First         []byte `protobuf:"bytes,13,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
@@ -443,6 +448,84 @@ func (x *Key) GetRateLimitBurst() uint32 {
 	return 0
 }
 
+func (x *Key) GetFormer() []*FormerSecret {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+func (x *Key) GetFirst() []byte {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+// FormerSecret is a key text that was replaced and works for a while longer.
+type FormerSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// [32] SHA-256 of the whole text.
+	Hash []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The last four characters of the text.
+	Hint string `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	// The first moment at which it no longer works, in microseconds since the Unix epoch; never 0.
+	Until         int64 `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormerSecret) Reset() {
+	*x = FormerSecret{}
+	mi := &file_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormerSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormerSecret) ProtoMessage() {}
+
+func (x *FormerSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormerSecret.ProtoReflect.Descriptor instead.
+func (*FormerSecret) Descriptor() ([]byte, []int) {
+	return file_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FormerSecret) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *FormerSecret) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *FormerSecret) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
@@ -472,7 +555,7 @@ const file_config_proto_rawDesc = "" +
 	"\x16keep_resource_id_empty\x18\x01 \x01(\bR\x13keepResourceIdEmpty\x121\n" +
 	"\x15rate_limit_per_second\x18\x02 \x01(\x01R\x12rateLimitPerSecond\x12(\n" +
 	"\x10rate_limit_burst\x18\x03 \x01(\rR\x0erateLimitBurst\x12#\n" +
-	"\rsecret_policy\x18\x04 \x01(\tR\fsecretPolicy\"\xc7\x02\n" +
+	"\rsecret_policy\x18\x04 \x01(\tR\fsecretPolicy\"\x91\x03\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1c\n" +
 	"\tworkspace\x18\x02 \x01(\fR\tworkspace\x12\x12\n" +
@@ -487,7 +570,13 @@ const file_config_proto_rawDesc = "" +
 	"\rallowed_cidrs\x18\t \x03(\tR\fallowedCidrs\x121\n" +
 	"\x15rate_limit_per_second\x18\n" +
 	" \x01(\x01R\x12rateLimitPerSecond\x12(\n" +
-	"\x10rate_limit_burst\x18\v \x01(\rR\x0erateLimitBurstB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
+	"\x10rate_limit_burst\x18\v \x01(\rR\x0erateLimitBurst\x122\n" +
+	"\x06former\x18\f \x03(\v2\x1a.immutable.v1.FormerSecretR\x06former\x12\x14\n" +
+	"\x05first\x18\r \x01(\fR\x05first\"L\n" +
+	"\fFormerSecret\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05untilB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
 
 var (
 	file_config_proto_rawDescOnce sync.Once
@@ -501,22 +590,24 @@ func file_config_proto_rawDescGZIP() []byte {
 	return file_config_proto_rawDescData
 }
 
-var file_config_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_config_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_config_proto_goTypes = []any{
-	(*Config)(nil),    // 0: immutable.v1.Config
-	(*Workspace)(nil), // 1: immutable.v1.Workspace
-	(*Settings)(nil),  // 2: immutable.v1.Settings
-	(*Key)(nil),       // 3: immutable.v1.Key
+	(*Config)(nil),       // 0: immutable.v1.Config
+	(*Workspace)(nil),    // 1: immutable.v1.Workspace
+	(*Settings)(nil),     // 2: immutable.v1.Settings
+	(*Key)(nil),          // 3: immutable.v1.Key
+	(*FormerSecret)(nil), // 4: immutable.v1.FormerSecret
 }
 var file_config_proto_depIdxs = []int32{
 	1, // 0: immutable.v1.Config.workspace:type_name -> immutable.v1.Workspace
 	3, // 1: immutable.v1.Config.key:type_name -> immutable.v1.Key
 	2, // 2: immutable.v1.Workspace.settings:type_name -> immutable.v1.Settings
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	4, // 3: immutable.v1.Key.former:type_name -> immutable.v1.FormerSecret
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_config_proto_init() }
@@ -534,7 +625,7 @@ func file_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_proto_rawDesc), len(file_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -56,6 +56,9 @@ func TestClickHouseDown(t *testing.T) {
 		if w.metric("lag_records") == 0 || w.metric("lag_seconds") == 0 {
 			t.Error("no lag shown")
 		}
+		if n := w.metric("outage"); n != 1 {
+			t.Errorf("%v systems have an outage, want one", n)
+		}
 		if n := w.metric("partitions"); n != 4 {
 			t.Errorf("%v partitions are left", n)
 		}

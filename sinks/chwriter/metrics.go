@@ -1,8 +1,20 @@
 package chwriter
 
 import (
+	"strconv"
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Reasons why a partition is halted, a label of immutable_chwriter_halted_partitions.
+const (
+	haltLost     = "records_lost" // the topic no longer has what is not in ClickHouse, or is another
+	haltRecord   = "bad_record"   // a record cannot be decoded, or is not what the ledger says
+	haltTables   = "bad_tables"   // the tables have other rows than the topic
+	haltOffset   = "bad_offset"   // what the group has committed cannot be read
+	haltFetching = "fetch_failed" // Kafka refuses to say what the partition has
 )
 
 type metrics struct {
@@ -29,14 +41,27 @@ func newMetrics(reg prometheus.Registerer, w *Writer) *metrics {
 	}
 	gauge("partitions", "Ledger partitions that this writer owns.",
 		func() float64 { return float64(w.status().owned) })
-	gauge("halted_partitions", "Ledger partitions that this writer owns and does not write; readiness and the log say why.",
-		func() float64 { return float64(w.status().halted) })
-	gauge("lag_records", "Ledger offsets of the owned partitions that are not yet in ClickHouse, as of their last fetch.",
-		func() float64 { return float64(w.status().lagRecords) })
-	gauge("lag_seconds", "Age of the oldest fetched record that is not yet in ClickHouse; 0 if there is none.",
-		func() float64 { return w.status().lag.Seconds() })
 	gauge("queued_bytes", "Size of the fetched records that wait for an insert.",
 		func() float64 { return float64(w.status().queuedBytes) })
+	reg.MustRegister(&states{
+		w: w,
+		halted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "immutable_chwriter_halted_partitions",
+			Help: "Ledger partitions that this writer owns and does not write, by reason; readiness and the log say more.",
+		}, []string{"reason"}),
+		lagRecords: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "immutable_chwriter_lag_records",
+			Help: "Ledger offsets of an owned partition that are not yet in ClickHouse, as of its last fetch.",
+		}, []string{"partition"}),
+		lagSeconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "immutable_chwriter_lag_seconds",
+			Help: "Age of an owned partition's oldest fetched record that is not yet in ClickHouse; 0 if there is none.",
+		}, []string{"partition"}),
+		outage: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "immutable_chwriter_outage",
+			Help: "1 while what the writer asks of a system fails and is tried again, else 0.",
+		}, []string{"system"}),
+	})
 	rows := f.NewCounterVec(prometheus.CounterOpts{
 		Name: "immutable_chwriter_rows_total", Help: "Rows inserted, by table.",
 	}, []string{"table"})
@@ -58,5 +83,52 @@ func newMetrics(reg prometheus.Registerer, w *Writer) *metrics {
 			Name: "immutable_chwriter_readable_seconds", Help: "From the acceptance of a batch's oldest event until it can be read in ClickHouse.",
 			Buckets: []float64{.05, .1, .2, .3, .4, .5, .75, 1, 1.5, 2, 5, 10, 30, 60, 300, 3600},
 		}),
+	}
+}
+
+// states shows the writer's partitions as they are when it is asked. It implements prometheus.Collector.
+type states struct {
+	w        *Writer
+	scraping sync.Mutex // one scrape at a time fills the gauges in
+
+	halted, lagRecords, lagSeconds, outage *prometheus.GaugeVec
+}
+
+func (s *states) gauges() []*prometheus.GaugeVec {
+	return []*prometheus.GaugeVec{s.halted, s.lagRecords, s.lagSeconds, s.outage}
+}
+
+// Describe implements prometheus.Collector.
+func (s *states) Describe(ch chan<- *prometheus.Desc) {
+	for _, g := range s.gauges() {
+		g.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *states) Collect(ch chan<- prometheus.Metric) {
+	s.scraping.Lock()
+	defer s.scraping.Unlock()
+	for _, g := range s.gauges() {
+		g.Reset()
+	}
+	now := s.w.status()
+	for _, reason := range []string{haltLost, haltRecord, haltTables, haltOffset, haltFetching} {
+		s.halted.WithLabelValues(reason).Set(float64(now.halted[reason]))
+	}
+	for id, lag := range now.lags {
+		partition := strconv.Itoa(int(id))
+		s.lagRecords.WithLabelValues(partition).Set(float64(lag.records))
+		s.lagSeconds.WithLabelValues(partition).Set(lag.age.Seconds())
+	}
+	for _, system := range []string{systemKafka, systemClickHouse} {
+		var v float64
+		if s.w.outages.on(system) {
+			v = 1
+		}
+		s.outage.WithLabelValues(system).Set(v)
+	}
+	for _, g := range s.gauges() {
+		g.Collect(ch)
 	}
 }

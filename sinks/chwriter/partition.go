@@ -80,12 +80,25 @@ const idleCommit = time.Second
 var errStopped = errors.New("stopped")
 
 // haltError says why a partition cannot go on without a person.
-type haltError struct{ reason error }
+type haltError struct {
+	err    error
+	reason string // a label of immutable_chwriter_halted_partitions
+}
 
-func (e *haltError) Error() string { return e.reason.Error() }
-func (e *haltError) Unwrap() error { return e.reason }
+func (e *haltError) Error() string { return e.err.Error() }
+func (e *haltError) Unwrap() error { return e.err }
 
-func halt(format string, args ...any) error { return &haltError{fmt.Errorf(format, args...)} }
+func halt(reason, format string, args ...any) error {
+	return &haltError{err: fmt.Errorf(format, args...), reason: reason}
+}
+
+// haltReason returns the label of an error that a partition was halted for. Every such error has one.
+func haltReason(err error) string {
+	if e, ok := errors.AsType[*haltError](err); ok {
+		return e.reason
+	}
+	return haltFetching
+}
 
 // run writes until ctx ends, the writer drains, or the partition has to be halted: that error is returned.
 func (p *partition) run(ctx context.Context) error {
@@ -109,7 +122,7 @@ func (p *partition) takeOver(ctx context.Context) error {
 		records := p.queue.take(math.MaxInt, math.MaxInt, func(_, cur int64) bool { return cur <= p.announced })
 		b := newBatch(records)
 		if b.first != p.committed || b.last != p.announced {
-			return halt("offsets %d to %d were announced for an insert, and what the topic has begins at %d and ends at "+
+			return halt(haltLost, "offsets %d to %d were announced for an insert, and what the topic has begins at %d and ends at "+
 				"%d: records have gone that may not be in clickhouse", p.committed, p.announced, b.first, b.last)
 		}
 		b.takenOver = true
@@ -147,11 +160,11 @@ func (p *partition) checkBounds(ctx context.Context) error {
 	}
 	have := p.inTable[tableLeaves]
 	if end < have {
-		return halt("clickhouse has the records below %d, and the topic ends at %d: it has lost records or was created "+
+		return halt(haltLost, "clickhouse has the records below %d, and the topic ends at %d: it has lost records or was created "+
 			"anew, and what it has is not what clickhouse has", have, end)
 	}
 	if p.committed == noOffset && start > have {
-		return halt("the group has no offset, clickhouse has the records below %d, and the topic begins at %d: those "+
+		return halt(haltLost, "the group has no offset, clickhouse has the records below %d, and the topic begins at %d: those "+
 			"between are lost to clickhouse. To go on without them, set the group's offset to %d", have, start, start)
 	}
 	return nil
@@ -195,12 +208,12 @@ func (p *partition) has(table string, b *batch) bool { return b.last < p.inTable
 func (p *partition) checkSame(ctx context.Context, r *kgo.Record) error {
 	same, err := ask(ctx, p, func(ctx context.Context, i *inserter) (bool, error) {
 		if err := i.record.decode(r.Value); err != nil {
-			return false, halt("offset %d: %w", r.Offset, err)
+			return false, halt(haltRecord, "offset %d: %w", r.Offset, err)
 		}
 		return i.hasLeaf(ctx, p.id, r.Offset)
 	})
 	if err == nil && !same {
-		return halt("clickhouse has the records below %d, but not the topic's at offset %d: the topic was created anew, or "+
+		return halt(haltTables, "clickhouse has the records below %d, but not the topic's at offset %d: the topic was created anew, or "+
 			"rows were deleted", p.inTable[tableLeaves], r.Offset)
 	}
 	return err
@@ -233,7 +246,7 @@ func (p *partition) write(ctx context.Context, b *batch) error {
 	n, verified, bad := i.load(p.id, b.records, p.w.cfg.VerifyEvery)
 	p.w.metrics.verified.Add(float64(verified))
 	if bad != nil {
-		bad = halt("offset %d: %w", b.records[n].Offset, bad)
+		bad = halt(haltRecord, "offset %d: %w", b.records[n].Offset, bad)
 		if n == 0 || b.takenOver {
 			return errors.Join(bad, p.commitPending(ctx))
 		}
@@ -348,7 +361,7 @@ func (p *partition) inserted(ctx context.Context, i *inserter, table string, b *
 		return false, err
 	}
 	if want := i.rows(table); n != 0 && n != want {
-		return false, halt("%s has %d rows of offsets %d to %d, which are %d", table, n, b.first, b.last, want)
+		return false, halt(haltTables, "%s has %d rows of offsets %d to %d, which are %d", table, n, b.first, b.last, want)
 	}
 	return n != 0, nil
 }

@@ -232,6 +232,7 @@ func (r *rig) start(cfg Config) *running {
 	return &running{Writer: w, tb: r.tb, reg: reg, log: log, stop: stop}
 }
 
+// metric returns a metric's value, its children added up.
 func (w *running) metric(name string) float64 {
 	w.tb.Helper()
 	families, err := w.reg.Gather()
@@ -240,8 +241,11 @@ func (w *running) metric(name string) float64 {
 	}
 	for _, f := range families {
 		if f.GetName() == "immutable_chwriter_"+name {
-			m := f.GetMetric()[0]
-			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			var sum float64
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+			return sum
 		}
 	}
 	w.tb.Fatalf("no metric %s", name)

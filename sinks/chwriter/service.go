@@ -188,9 +188,9 @@ func (w *Writer) poll(ctx context.Context, client *kgo.Client) {
 		case f.Topic != w.topic || f.Partition < 0 || kerr.IsRetriable(f.Err):
 			w.outages.begin(systemKafka, noPartition, f.Err) // the client logs it, and tries again
 		case errors.Is(f.Err, kerr.OffsetOutOfRange):
-			w.halt(ctx, f.Partition, w.partition(f.Partition), fmt.Errorf("records that were not written have gone from the topic: %w", f.Err))
+			w.halt(ctx, f.Partition, w.partition(f.Partition), halt(haltLost, "records that were not written have gone from the topic: %w", f.Err))
 		default:
-			w.halt(ctx, f.Partition, w.partition(f.Partition), fmt.Errorf("fetching: %w", f.Err))
+			w.halt(ctx, f.Partition, w.partition(f.Partition), halt(haltFetching, "fetching: %w", f.Err))
 		}
 	})
 }
@@ -235,7 +235,7 @@ func (w *Writer) begin(ctx context.Context, client *kgo.Client, id int32, commit
 	if metadata != "" {
 		last, err := strconv.ParseInt(metadata, 10, 64)
 		if err != nil || last < committed {
-			badMetadata = halt("the group's offset %d has the metadata %q, which is not the end of a batch", committed, metadata)
+			badMetadata = halt(haltOffset, "the group's offset %d has the metadata %q, which is not the end of a batch", committed, metadata)
 		}
 		p.announced = last
 	}
@@ -291,7 +291,7 @@ func (w *Writer) halt(ctx context.Context, id int32, p *partition, reason error)
 	w.halted[id] = reason
 	w.client.PauseFetchPartitions(map[string][]int32{w.topic: {id}})
 	w.metrics.halts.Inc()
-	w.logger.ErrorContext(ctx, "partition halted: it is not written to clickhouse any more", "partition", id, "reason", reason)
+	w.logger.ErrorContext(ctx, "partition halted: it is not written to clickhouse any more", "partition", id, "reason", haltReason(reason), "error", reason)
 }
 
 // drain lets every partition finish its insert and commit it.
@@ -403,22 +403,32 @@ func (w *Writer) Ready(context.Context) error {
 
 // status is what the gauges show.
 type status struct {
-	owned, halted, queuedBytes int
-	lagRecords                 int64
-	lag                        time.Duration
+	owned, queuedBytes int
+	halted             map[string]int // by reason
+	lags               map[int32]lag
+}
+
+// lag is how far a partition's tables are behind.
+type lag struct {
+	records int64
+	age     time.Duration // of the oldest record
 }
 
 func (w *Writer) status() status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := status{owned: len(w.partitions), halted: len(w.halted)}
-	for _, p := range w.partitions {
+	s := status{owned: len(w.partitions), halted: make(map[string]int), lags: make(map[int32]lag, len(w.partitions))}
+	for _, reason := range w.halted {
+		s.halted[haltReason(reason)]++
+	}
+	for id, p := range w.partitions {
 		q := p.queue.status()
 		s.queuedBytes += q.bytes
-		s.lagRecords += q.lag
+		l := lag{records: q.lag}
 		if !q.oldest.IsZero() {
-			s.lag = max(s.lag, time.Since(q.oldest))
+			l.age = max(0, time.Since(q.oldest))
 		}
+		s.lags[id] = l
 	}
 	return s
 }
@@ -457,8 +467,13 @@ func (o *outages) end(system string, partition int32) {
 	delete(o.reasons[system], partition)
 }
 
-// err has one reason for each system: they are alike.
+func (o *outages) on(system string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.reasons[system]) > 0
+}
 
+// err has one reason for each system: they are alike.
 func (o *outages) err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
