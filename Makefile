@@ -78,6 +78,7 @@ tidy: ## tidy the modules
 	go mod tidy
 	cd tools && go mod tidy
 	cd bench && go mod tidy
+	cd deploy/gateway && go mod tidy
 
 .PHONY: clean
 clean: ## remove what was built, but no data
