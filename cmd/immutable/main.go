@@ -36,8 +36,10 @@ type cli struct {
 	Query      queryCmd      `cmd:"" help:"Run the service that answers what happened, over HTTP."`
 	Topics     topicsCmd     `cmd:"" help:"Create or check the Kafka topics."`
 	Migrate    migrateCmd    `cmd:"" help:"Create or update the ClickHouse tables."`
-	Workspaces workspacesCmd `cmd:"" help:"Create or list workspaces."`
+	Check      checkCmd      `cmd:"" help:"Say what is wrong with Kafka, ClickHouse, topics, tables, clocks, certificates and disks, and what to do."`
+	Workspaces workspacesCmd `cmd:"" help:"Create, list, change or delete workspaces."`
 	Keys       keysCmd       `cmd:"" help:"Create, list or revoke API keys."`
+	Health     healthCmd     `cmd:"" help:"Ask a service on this machine whether it is ready: exit code 0 if so."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 
 	Config   string     `help:"YAML file of settings, each named like its flag." placeholder:"FILE"`

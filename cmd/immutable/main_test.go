@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 				ts.Setenv("KAFKA", fake.ListenAddrs()[0])
 			},
 			"started": started,
-			"revoke":  revoke,
+			"key":     key,
 		},
 	})
 }
@@ -67,12 +67,12 @@ func started(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// revoke revokes the only key of a workspace.
-func revoke(ts *testscript.TestScript, _ bool, args []string) {
-	ts.Check(ts.Exec("immutable", "keys", "list", "--data", "data", "--workspace", args[0]))
+// key does something with the only key of a workspace, as in `key revoke default`.
+func key(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec("immutable", "keys", "list", "--data", "data", "--workspace", args[1]))
 	lines := strings.Split(strings.TrimSpace(ts.ReadFile("stdout")), "\n")
 	id, _, _ := strings.Cut(lines[len(lines)-1], " ")
-	ts.Check(ts.Exec("immutable", "keys", "revoke", "--data", "data", id))
+	ts.Check(ts.Exec("immutable", append([]string{"keys", args[0], "--data", "data", id}, args[2:]...)...))
 }
 
 // TestPrecedence: a flag goes before the environment, and that before the file.

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/kafka/realkafka"
 	"getimmutable.dev/immutable/internal/loadgen"
 )
@@ -13,7 +14,7 @@ import (
 func TestBrokers(t *testing.T) {
 	long(t)
 	brokers := realkafka.Start(t, realkafka.Config{Brokers: 3})
-	s := newServices(t, brokers.EmptyInstallation())
+	s := newServices(t, brokers.EmptyInstallation(), clickhousetest.StartEmpty(t).DSN())
 	first, second := s.service("processor"), s.service("processor")
 	s.ready(t, first)
 	s.ready(t, second)
