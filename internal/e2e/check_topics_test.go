@@ -24,14 +24,15 @@ import (
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
-// read calls each for every committed record of a topic, in the order of each partition, up to the last stable offsets
-// of the moment when it was called.
+// read calls each for every committed record of a topic, in the order of each partition, up to the high watermarks of the
+// moment when it was called. It waits for the end of transactions that are open below them: Kafka shows a group's committed
+// offset before the markers of the same transaction are in every partition that it wrote.
 func (c *check) read(ctx context.Context, topic string, each func(*kgo.Record)) error {
 	starts, err := c.adm.ListStartOffsets(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("listing offsets of %s: %w", topic, err)
 	}
-	ends, err := c.adm.ListCommittedOffsets(ctx, topic)
+	ends, err := c.adm.ListEndOffsets(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("listing offsets of %s: %w", topic, err)
 	}
@@ -61,9 +62,12 @@ func (c *check) read(ctx context.Context, topic string, each func(*kgo.Record)) 
 	}
 	defer cl.Close()
 	for len(open) > 0 {
-		fetches := cl.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return fmt.Errorf("%s: not read to the end, %v left: %w", topic, open, ctx.Err())
+		pollCtx, cancel := context.WithTimeout(ctx, time.Minute)
+		fetches := cl.PollFetches(pollCtx)
+		err := pollCtx.Err()
+		cancel()
+		if err != nil {
+			return fmt.Errorf("%s: not read to the end, %v left: %w", topic, open, err)
 		}
 		if errs := fetches.Errors(); len(errs) > 0 {
 			return fmt.Errorf("fetching %s/%d: %w", errs[0].Topic, errs[0].Partition, errs[0].Err)

@@ -8,8 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
@@ -186,5 +192,48 @@ func TestCheckWaitsForWhatIsUnderWay(t *testing.T) {
 				t.Errorf("error %v, want it to say %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestCheckReadsOpenTransactions ends a transaction only after the check has asked how far it is to read.
+func TestCheckReadsOpenTransactions(t *testing.T) {
+	cluster := kafkatest.Start(t)
+	topic := cluster.Config.Topic(schemas.TopicLedger)
+	producer := cluster.Client(t, kgo.TransactionalID("open"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := producer.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := producer.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: []byte("x")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	// The first offsets, then the last ones.
+	asked := make(chan struct{}, 2)
+	cl := cluster.Client(t, kgo.WithHooks(onRead(func(key int16) {
+		if key == kmsg.ListOffsets.Int16() {
+			asked <- struct{}{}
+		}
+	})))
+	var g errgroup.Group
+	var values []string
+	g.Go(func() error {
+		c := &check{in: installation{brokers: cluster.Config.Brokers, prefix: cluster.Config.TopicPrefix}, cl: cl, adm: kadm.NewClient(cl)}
+		return c.read(t.Context(), topic, func(r *kgo.Record) { values = append(values, string(r.Value)) })
+	})
+	<-asked
+	<-asked
+	if err := producer.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Wait(); err != nil || !slices.Equal(values, []string{"x"}) {
+		t.Errorf("read %q, %v", values, err)
+	}
+}
+
+// onRead is called with the key of each request that a broker has answered.
+type onRead func(key int16)
+
+func (f onRead) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, err error) {
+	if err == nil {
+		f(key)
 	}
 }
