@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,9 +66,20 @@ func (c *workspacesListCmd) Run(ctx context.Context, p *process) error {
 		return fmt.Errorf("reading what is configured: %w", err)
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ID\tNAME\tLANES\tCREATED")
+	fmt.Fprintln(table, "ID\tNAME\tLANES\tCREATED\tSECRETS\tRESOURCE ID\tRATE LIMIT")
 	for _, ws := range s.Workspaces {
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\n", uuid.UUID(ws.ID), ws.Name, ws.Lanes, ws.CreatedAt.Format(time.RFC3339))
+		resourceID, limit := "filled", "none"
+		if ws.Settings.KeepResourceIDEmpty {
+			resourceID = "as sent"
+		}
+		if l := ws.Settings.RateLimit; l.PerSecond > 0 {
+			limit = fmt.Sprintf("%v/s", l.PerSecond)
+			if l.Burst > 0 {
+				limit += fmt.Sprintf(", %d at once", l.Burst)
+			}
+		}
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", uuid.UUID(ws.ID), ws.Name, ws.Lanes,
+			ws.CreatedAt.Format(time.RFC3339), cmp.Or(ws.Settings.SecretPolicy, event.SecretsFlag), resourceID, limit)
 	}
 	return table.Flush()
 }
@@ -78,12 +90,14 @@ type workspacesSetCmd struct {
 	SecretPolicy *string  `help:"What becomes of an event that holds what looks like a secret: flag, redact or reject." placeholder:"POLICY"`
 	RateLimit    *float64 `help:"Events per second for all its keys together; 0 for no limit, and then no burst either." placeholder:"EVENTS"`
 	RateBurst    *int     `help:"Events that may come at once; 0 for one second's worth." placeholder:"EVENTS"`
+
+	KeepResourceIDEmpty *bool `negatable:"" help:"Leave the resource_id of an event empty where it is not sent, instead of taking it from metadata."`
 }
 
 // Run prints nothing.
 func (c *workspacesSetCmd) Run(ctx context.Context, p *process) error {
-	if c.SecretPolicy == nil && c.RateLimit == nil && c.RateBurst == nil {
-		return errors.New("nothing to set: give --secret-policy, --rate-limit or --rate-burst")
+	if c.SecretPolicy == nil && c.RateLimit == nil && c.RateBurst == nil && c.KeepResourceIDEmpty == nil {
+		return errors.New("nothing to set: give --secret-policy, --rate-limit, --rate-burst or --[no-]keep-resource-id-empty")
 	}
 	w, ws, err := c.find(ctx, p, c.Name)
 	if err != nil {
@@ -101,6 +115,9 @@ func (c *workspacesSetCmd) Run(ctx context.Context, p *process) error {
 		}
 		if c.RateBurst != nil {
 			s.RateLimit.Burst = *c.RateBurst
+		}
+		if c.KeepResourceIDEmpty != nil {
+			s.KeepResourceIDEmpty = *c.KeepResourceIDEmpty
 		}
 	})
 	if err != nil {
