@@ -198,12 +198,14 @@ func TestConcurrentPatches(t *testing.T) {
 	admin := r.newTenant("team", control.ScopeAdmin)
 	key := data[apiKey](r, r.change(admin, http.MethodPost, "/api/v1/keys", `{"name":"k","scopes":["admin"]}`), http.StatusCreated)
 	for round, path := range []string{"/api/v1/keys/" + key.ID, "/api/v1/settings"} {
-		body := []string{`{"name":"n%d"}`, `{"rate_limit":{"per_second":%d}}`}[round]
+		bodies := [][]string{
+			{`{"name":"n1"}`, `{"name":"n2"}`}, {`{"secret_policy":"redact"}`, `{"secret_policy":"reject"}`},
+		}[round]
 		var statuses [2]int
 		var both sync.WaitGroup
 		for i := range statuses {
 			both.Go(func() {
-				statuses[i] = r.change(admin, http.MethodPatch, path, fmt.Sprintf(body, i+1), `"1"`).status
+				statuses[i] = r.change(admin, http.MethodPatch, path, bodies[i], `"1"`).status
 			})
 		}
 		both.Wait()
@@ -249,13 +251,23 @@ func TestManageWorkspaces(t *testing.T) {
 		}
 	}
 	got := data[ownSettings](r, r.change(team, http.MethodPatch, "/api/v1/settings",
-		`{"keep_resource_id_empty":true,"secret_policy":null,"rate_limit":{"per_second":10}}`, `"1"`), http.StatusOK)
-	if !got.KeepResourceIDEmpty || got.SecretPolicy != "flag" || *got.RateLimit != (rateLimit{10, 0}) || got.Version != 2 {
+		`{"keep_resource_id_empty":true,"secret_policy":null}`, `"1"`), http.StatusOK)
+	if !got.KeepResourceIDEmpty || got.SecretPolicy != "flag" || got.Version != 2 {
 		t.Errorf("%+v", got)
 	}
-	patched := data[workspace](r, r.change(operator, http.MethodPatch, own, `{"settings":{"rate_limit":null}}`), http.StatusOK)
-	if patched.Settings.RateLimit != nil || !patched.Settings.KeepResourceIDEmpty || patched.Version != 3 {
+	patched := data[workspace](r, r.change(operator, http.MethodPatch, own, `{"settings":{"rate_limit":{"per_second":10}}}`), http.StatusOK)
+	if *patched.Settings.RateLimit != (rateLimit{10, 0}) || !patched.Settings.KeepResourceIDEmpty || patched.Version != 3 {
 		t.Errorf("%+v", patched)
+	}
+	// A workspace does not decide how much of the installation it may use, whichever way it asks.
+	for _, value := range []string{"null", `{"per_second":1000}`, `{"per_second":10}`} {
+		body := `{"secret_policy":"reject","rate_limit":` + value + `}`
+		r.refused(r.change(team, http.MethodPatch, "/api/v1/settings", body), http.StatusForbidden, "ask the operator")
+		r.refused(r.change(team, http.MethodPatch, own, `{"settings":`+body+`}`), http.StatusForbidden, "ask the operator")
+	}
+	kept := data[ownSettings](r, r.do(team.token, http.MethodGet, "/api/v1/settings"), http.StatusOK)
+	if *kept.RateLimit != (rateLimit{10, 0}) || kept.SecretPolicy != "flag" || kept.Version != 3 {
+		t.Errorf("%+v", kept)
 	}
 	r.refused(r.change(team, http.MethodPatch, "/api/v1/settings", `{"secret_policy":"burn"}`), 422, `"field":"secret_policy"`)
 	r.refused(r.change(team, http.MethodPatch, own, `{"name":"x"}`), 422, "Known are: settings")

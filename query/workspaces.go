@@ -84,6 +84,16 @@ func (s *Service) requireOperator(p *control.Principal) error {
 	return httpserver.Forbidden("Only API keys of the operators' workspace may create or delete workspaces: ask the operator.")
 }
 
+// checkSettings returns the 403 of those who would change what is the operator's: how much of the installation a workspace
+// may use.
+func (s *Service) checkSettings(p *control.Principal, f *settingsFields) error {
+	if !f.RateLimit.there || s.isOperator(p) {
+		return nil
+	}
+	return httpserver.Forbidden("Only API keys of the operators' workspace may set rate_limit of a workspace: leave it out, and " +
+		"ask the operator. rate_limit of an API key is yours to set.")
+}
+
 // getSettings is GET /settings.
 func (s *Service) getSettings(_ context.Context, p *control.Principal, _ *http.Request) (reply, error) {
 	return reply{http.StatusOK, p.Workspace.Version, ownSettings{showSettings(p.Workspace.Settings), p.Workspace.Version}}, nil
@@ -105,6 +115,9 @@ func (s *Service) updateSettings(ctx context.Context, p *control.Principal, r *h
 func (s *Service) changeSettings(
 	ctx context.Context, p *control.Principal, r *http.Request, id [16]byte, fields *settingsFields,
 ) (*control.Workspace, error) {
+	if err := s.checkSettings(p, fields); err != nil {
+		return nil, err
+	}
 	version, err := ifMatch(r)
 	if err != nil {
 		return nil, err
