@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -14,13 +15,60 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"getimmutable.dev/immutable/internal/kafka/realkafka"
 )
+
+// places are where an installation keeps or shows anything, beside its answers, topics and tables.
+type places struct {
+	target    []string // flags that tell commands which installation is meant
+	metrics   []string // URLs
+	processes []*process
+	// stop ends what writes to folders.
+	stop    func()
+	folders []string
+}
 
 // TestSecretsAreNowhere posts events with secrets to workspaces that do not keep them, and then looks for the secrets
 // wherever an installation keeps or shows anything.
 func TestSecretsAreNowhere(t *testing.T) {
 	long(t)
-	s := up(t)
+	t.Run("up", func(t *testing.T) {
+		s := up(t)
+		f, err := s.upFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		secretsAreNowhere(t, s.stack, places{
+			target: []string{"--data=" + s.data}, metrics: []string{f.HTTP + "/metrics"}, processes: []*process{s.process},
+			stop: func() {}, folders: []string{s.data},
+		})
+	})
+	t.Run("services", func(t *testing.T) {
+		topics, rows := t.TempDir(), t.TempDir()
+		broker := realkafka.Start(t, realkafka.Config{Properties: map[string]string{"log.dirs": topics}})
+		tables := startTables(t, rows)
+		s := newServices(t, broker.EmptyInstallation(), tables.DSN())
+		p := places{target: s.target(), folders: []string{topics, rows}}
+		p.processes = []*process{s.service("processor"), s.ingest.Load(), s.query.Load(), s.sinks}
+		s.ready(t, p.processes[0])
+		for _, service := range p.processes {
+			addr, err := service.address("serving health, metrics and profiles")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.metrics = append(p.metrics, "http://"+addr+"/metrics")
+		}
+		p.stop = func() {
+			broker.Stop(t, 1)
+			tables.kill(t)
+		}
+		secretsAreNowhere(t, s.stack, p)
+	})
+}
+
+func secretsAreNowhere(t *testing.T, s *stack, in places) {
+	t.Helper()
 	// Each needs a rule of its own kind: an issuer's token, a URL, free text, a name, a config_key. The first is put
 	// together from parts, so that nobody's scanner takes it for a leak.
 	secrets := []string{"gh" + "p_" + strings.Repeat("zQ9xW7", 6), "kneeling-zebra-9", "fiddling-otter-8", "waltzing-lemur-7", "juggling-bison-6"}
@@ -30,12 +78,14 @@ func TestSecretsAreNowhere(t *testing.T) {
 		secrets[0], secrets[0], secrets[2], secrets[1], secrets[3], secrets[0], secrets[0], secrets[4], secrets[3])
 	keys := map[string]string{}
 	for _, policy := range []string{"redact", "reject"} {
-		s.cli(t, "workspaces", "create", "--data="+s.data, "--secret-policy="+policy, policy)
-		keys[policy] = s.cli(t, "keys", "create", "--data="+s.data, "--workspace="+policy, "--name=e2e")
+		s.cli(t, "workspaces", "create", in.target, "--secret-policy="+policy, policy)
+		keys[policy] = s.cli(t, "keys", "create", in.target, "--workspace="+policy, "--name=e2e")
 		eventually(t, startLimit, func() error {
-			return expect("query", func() (int, error) {
+			return errors.Join(expect("query", func() (int, error) {
 				return s.statusWith(t, keys[policy], http.MethodGet, readURL+"/events?limit=1", nil)
-			}, http.StatusOK)
+			}, http.StatusOK), expect("ingest", func() (int, error) {
+				return s.statusWith(t, keys[policy], http.MethodPost, writeURL+"/events", []byte("{}"))
+			}, http.StatusUnprocessableEntity))
 		})
 	}
 
@@ -82,9 +132,16 @@ func TestSecretsAreNowhere(t *testing.T) {
 	if err := json.NewEncoder(shown).Encode(got); err != nil {
 		t.Fatal(err)
 	}
-	_, _, metrics, err := s.do(t.Context(), http.MethodGet, "http://"+queryHost+"/metrics", nil, nil)
-	if err != nil {
-		t.Fatal(err)
+	metrics := &bytes.Buffer{}
+	for _, url := range in.metrics {
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = metrics.ReadFrom(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	nowhere := func(place string, content []byte) {
@@ -96,38 +153,43 @@ func TestSecretsAreNowhere(t *testing.T) {
 		}
 	}
 	redacted := []byte("[REDACTED:") // is where the secrets were
-	if !bytes.Contains(shown.Bytes(), redacted) || !bytes.Contains(metrics, []byte("immutable_ingest_")) {
+	if !bytes.Contains(shown.Bytes(), redacted) || !bytes.Contains(metrics.Bytes(), []byte("immutable_ingest_")) {
 		t.Error("nothing was looked at")
 	}
 	nowhere("an answer", shown.Bytes())
-	nowhere("a metric", metrics)
+	nowhere("a metric", metrics.Bytes())
 	inTopics := 0
 	everyRecord(t, s.where(t), func(r *kgo.Record) {
 		nowhere("topic "+r.Topic, bytes.Join([][]byte{r.Key, r.Value, fmt.Append(nil, r.Headers)}, nil))
 		inTopics += bytes.Count(r.Value, redacted)
 	})
-	inTables := everyTable(t, s.stack, secrets)
+	inTables := everyTable(t, s, secrets)
 	if inTopics == 0 || inTables == 0 {
 		t.Errorf("what was redacted is in %d places in topics, in %d rows of tables", inTopics, inTables)
 	}
-	s.stop(t)
-	log, err := os.ReadFile(s.process.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	nowhere("the log", log)
-	files := 0
-	err = filepath.WalkDir(s.data, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
+	for _, p := range in.processes {
+		p.stop(t)
+		log, err := os.ReadFile(p.log)
+		if err != nil {
+			t.Fatal(err)
 		}
-		content, err := os.ReadFile(path)
-		nowhere(path, content)
-		files++
-		return err
-	})
-	if err != nil || files == 0 {
-		t.Errorf("%d files: %v", files, err)
+		nowhere("the log of "+p.name, log)
+	}
+	in.stop()
+	files := 0
+	for _, folder := range in.folders {
+		err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			nowhere(path, content)
+			files++
+			return err
+		})
+		if err != nil || files == 0 {
+			t.Errorf("%d files: %v", files, err)
+		}
 	}
 	t.Logf("%d places in topics, %d rows of tables, %d files", inTopics, inTables, files)
 }
