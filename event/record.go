@@ -82,6 +82,41 @@ func traceText(s string) []byte {
 	return []byte(s)
 }
 
+// Origin returns the ids of the request and the trace that an event's record came with, as far as they can be read, for
+// a log line. The record may be anything: what does not look like an id is left out.
+func Origin(record []byte) (requestID, traceID string) {
+	for len(record) > 0 {
+		num, typ, n := protowire.ConsumeTag(record)
+		if n < 0 {
+			return requestID, traceID
+		}
+		record = record[n:]
+		size := protowire.ConsumeFieldValue(num, typ, record)
+		if size < 0 {
+			return requestID, traceID
+		}
+		if typ == protowire.BytesType {
+			switch text, _ := protowire.ConsumeBytes(record); {
+			case num == 40 && isID(text, 64):
+				requestID = string(text)
+			case num == 41 && len(text) == 55 && isID(text, 55):
+				traceID = string(text[3:35])
+			}
+		}
+		record = record[size:]
+	}
+	return requestID, traceID
+}
+
+func isID(text []byte, most int) bool {
+	for _, c := range text {
+		if c != '-' && c != '_' && c != '.' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return len(text) <= most
+}
+
 // appendVarint appends a number, or nothing for 0.
 func appendVarint(dst []byte, n protowire.Number, v uint64) []byte {
 	if v == 0 {

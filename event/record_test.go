@@ -84,6 +84,30 @@ func TestRecordTraceText(t *testing.T) {
 	}
 }
 
+// The ids of a record that cannot be decoded are still found, and what is no id is not taken for one.
+func TestOrigin(t *testing.T) {
+	r, _ := build(t, testWorkspace(), Input{
+		JSON: []byte(fullEvent), RequestID: "req-1", Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+	})
+	for name, c := range map[string]struct {
+		record             []byte
+		requestID, traceID string
+	}{
+		"whole":        {r.Value, "req-1", "0af7651916cd43dd8448eb211c80319c"},
+		"torn":         {r.Value[:len(r.Value)-1], "req-1", ""},
+		"no message":   {[]byte("hunter2"), "", ""},
+		"no id":        {appendBytes(nil, 40, []byte("a b")), "", ""},
+		"too long":     {appendBytes(nil, 40, bytes.Repeat([]byte("a"), 65)), "", ""},
+		"a number":     {appendVarint(nil, 40, 7), "", ""},
+		"no trace":     {appendBytes(nil, 41, []byte("0af7651916cd43dd8448eb211c80319c")), "", ""},
+		"empty record": {nil, "", ""},
+	} {
+		if requestID, traceID := Origin(c.record); requestID != c.requestID || traceID != c.traceID {
+			t.Errorf("%s: %q and %q, want %q and %q", name, requestID, traceID, c.requestID, c.traceID)
+		}
+	}
+}
+
 // A builder's records share nothing with its scratch, and nothing of one event is in the next.
 func TestBuilderReuse(t *testing.T) {
 	b := NewBuilder()

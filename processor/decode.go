@@ -1,7 +1,6 @@
 package processor
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -64,37 +63,6 @@ const (
 	known = varints | texts | 1<<fieldID | 1<<fieldWorkspace | 1<<fieldIncarnation | 1<<fieldSeed | 1<<fieldBody |
 		1<<fieldBodyRoot
 )
-
-// origin returns the ids of the request and the trace that a record came with, as far as they can be read, for a log
-// line. The record may be anything: what does not look like an id is left out.
-func origin(b []byte) (requestID, traceID string) {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return requestID, traceID
-		}
-		value := b[n:]
-		size := protowire.ConsumeFieldValue(num, typ, value)
-		if size < 0 {
-			return requestID, traceID
-		}
-		if typ == protowire.BytesType && (num == fieldRequestID || num == fieldTraceparent) {
-			text, _ := protowire.ConsumeBytes(value)
-			switch {
-			case num == fieldRequestID && isID(text, 64):
-				requestID = string(text)
-			case num == fieldTraceparent && len(text) == 55 && isID(text, 55):
-				traceID = string(text[3:35])
-			}
-		}
-		b = value[size:]
-	}
-	return requestID, traceID
-}
-
-func isID(text []byte, most int) bool {
-	return len(text) <= most && len(bytes.Trim(text, instanceCharacters+".")) == 0
-}
 
 var errTruncated = errors.New("not a protobuf message")
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/crash"
 	"getimmutable.dev/immutable/schemas"
 )
@@ -259,7 +260,7 @@ func (s *session) logDead(ctx context.Context, dead []*kgo.Record) {
 		for _, h := range r.Headers {
 			attrs = append(attrs, slog.String(h.Key, string(h.Value)))
 		}
-		requestID, traceID := origin(r.Value)
+		requestID, traceID := event.Origin(r.Value)
 		if requestID != "" {
 			attrs = append(attrs, slog.String("request_id", requestID))
 		}

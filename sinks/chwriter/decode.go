@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
@@ -64,7 +65,7 @@ func (s *sealed) reset() {
 // decode reads the value of a ledger record, and reports anything that the tables could not hold as it is.
 func (s *sealed) decode(b []byte) error {
 	s.reset()
-	var event []byte
+	var record []byte
 	err := fields(b, func(num protowire.Number, v uint64) {
 		switch num {
 		case 3:
@@ -80,7 +81,7 @@ func (s *sealed) decode(b []byte) error {
 	}, func(num protowire.Number, b []byte) {
 		switch num {
 		case 1:
-			event = b
+			record = b
 		case 2:
 			s.chain = b
 		case 4:
@@ -95,13 +96,24 @@ func (s *sealed) decode(b []byte) error {
 	if err != nil {
 		return fmt.Errorf("decoding the sealed record: %w", err)
 	}
-	if err := fields(event, s.eventNumber, s.eventBytes); err != nil {
+	if err := fields(record, s.eventNumber, s.eventBytes); err != nil {
 		return fmt.Errorf("decoding the event in a sealed record: %w", err)
 	}
 	if s.genesis() && len(s.id) == 0 {
 		s.id = zeroID[:]
 	}
 	return s.check()
+}
+
+// origin returns the ids of the request and the trace that brought a ledger record's event, as far as they can be read.
+func origin(b []byte) (requestID, traceID string) {
+	var record []byte
+	_ = fields(b, func(protowire.Number, uint64) {}, func(num protowire.Number, b []byte) { // what stands before an error counts
+		if num == 1 {
+			record = b
+		}
+	})
+	return event.Origin(record)
 }
 
 func (s *sealed) eventNumber(num protowire.Number, v uint64) {

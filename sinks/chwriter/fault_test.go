@@ -139,10 +139,17 @@ func TestHaltsAtABadRecord(t *testing.T) {
 			r.produce(100)
 			ends := r.ends()
 			good := r.ledger()[2]
-			r.produceTo(2, c.bad(r, good[len(good)-1].Value))
+			traced := tampered(func(s *recordpb.Sealed) {
+				s.Event.RequestId, s.Event.Traceparent = "req-7", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+			})(r, good[len(good)-1].Value)
+			r.produceTo(2, c.bad(r, traced))
 			r.produceTo(2, good[0].Value) // what follows must not be written
 			w := r.start(r.config())
 			w.awaitHalted("ledger partition 2 is halted", c.reason, "offset "+ends[2])
+			ids := "request_id=req-7 trace_id=4bf92f3577b34da6a3ce929d0e0e4736"
+			if strings.Contains(w.log.String(), ids) != (name != "empty") {
+				t.Errorf("the log should have %s where the record has: %s", ids, w.log)
+			}
 			r.check()
 			r.produceEvents(t, w)
 			if n := w.metric("halted_partitions"); n != 1 {

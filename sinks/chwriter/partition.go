@@ -83,6 +83,8 @@ var errStopped = errors.New("stopped")
 type haltError struct {
 	err    error
 	reason string // a label of immutable_chwriter_halted_partitions
+
+	requestID, traceID string // of the record that it is about, where it has them
 }
 
 func (e *haltError) Error() string { return e.err.Error() }
@@ -90,6 +92,13 @@ func (e *haltError) Unwrap() error { return e.err }
 
 func halt(reason, format string, args ...any) error {
 	return &haltError{err: fmt.Errorf(format, args...), reason: reason}
+}
+
+// badRecord halts at a record, and names where it came from.
+func badRecord(r *kgo.Record, err error) error {
+	e := &haltError{err: fmt.Errorf("offset %d: %w", r.Offset, err), reason: haltRecord}
+	e.requestID, e.traceID = origin(r.Value)
+	return e
 }
 
 // haltReason returns the label of an error that a partition was halted for. Every such error has one.
@@ -208,7 +217,7 @@ func (p *partition) has(table string, b *batch) bool { return b.last < p.inTable
 func (p *partition) checkSame(ctx context.Context, r *kgo.Record) error {
 	same, err := ask(ctx, p, func(ctx context.Context, i *inserter) (bool, error) {
 		if err := i.record.decode(r.Value); err != nil {
-			return false, halt(haltRecord, "offset %d: %w", r.Offset, err)
+			return false, badRecord(r, err)
 		}
 		return i.hasLeaf(ctx, p.id, r.Offset)
 	})
@@ -246,7 +255,7 @@ func (p *partition) write(ctx context.Context, b *batch) error {
 	n, verified, bad := i.load(p.id, b.records, p.w.cfg.VerifyEvery)
 	p.w.metrics.verified.Add(float64(verified))
 	if bad != nil {
-		bad = halt(haltRecord, "offset %d: %w", b.records[n].Offset, bad)
+		bad = badRecord(b.records[n], bad)
 		if n == 0 || b.takenOver {
 			return errors.Join(bad, p.commitPending(ctx))
 		}

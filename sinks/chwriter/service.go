@@ -291,7 +291,16 @@ func (w *Writer) halt(ctx context.Context, id int32, p *partition, reason error)
 	w.halted[id] = reason
 	w.client.PauseFetchPartitions(map[string][]int32{w.topic: {id}})
 	w.metrics.halts.Inc()
-	w.logger.ErrorContext(ctx, "partition halted: it is not written to clickhouse any more", "partition", id, "reason", haltReason(reason), "error", reason)
+	attrs := []slog.Attr{slog.Int("partition", int(id)), slog.String("reason", haltReason(reason)), slog.Any("error", reason)}
+	if e, ok := errors.AsType[*haltError](reason); ok {
+		if e.requestID != "" {
+			attrs = append(attrs, slog.String("request_id", e.requestID))
+		}
+		if e.traceID != "" {
+			attrs = append(attrs, slog.String("trace_id", e.traceID))
+		}
+	}
+	w.logger.LogAttrs(ctx, slog.LevelError, "partition halted: it is not written to clickhouse any more", attrs...)
 }
 
 // drain lets every partition finish its insert and commit it.
