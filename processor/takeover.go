@@ -205,7 +205,9 @@ func (s *session) awaitStable(ctx context.Context, ts takes, l limits) {
 			case ok && at.Err == nil && at.Offset >= end:
 				delete(waiting, o)
 			case ok && at.Err == nil:
-				waiting[o] = fmt.Errorf("a transaction on %s is open from offset %d, the end is %d", o.topic, at.Offset, end)
+				waiting[o] = fmt.Errorf("a transaction on %s is open from offset %d, the end is %d: if it stays so for minutes, nobody "+
+					"ends it any more but `kafka-transactions.sh --bootstrap-server HOST:PORT abort --topic %[1]s --partition %[4]d "+
+					"--start-offset %[2]d`", o.topic, at.Offset, end, o.number)
 			case why == nil:
 				waiting[o] = fmt.Errorf("listing stable offsets of %s: %w", o.topic, errors.Join(err, at.Err))
 			}

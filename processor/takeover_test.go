@@ -78,7 +78,11 @@ func TestTakeOverKnowsWhatItHasWaitedFor(t *testing.T) {
 	})
 	cfg := testConfig(c)
 	cfg.TakeOverTimeout = 500 * time.Millisecond
-	halts(t, c, cfg, "waited 500ms for the last owner: a transaction on immutable.heads is open")
+	p := halts(t, c, cfg, "waited 500ms for the last owner: a transaction on immutable.heads is open")
+	abort := fmt.Sprint("abort --topic immutable.heads --partition 1 --start-offset ", record.Offset)
+	if err := p.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), abort) {
+		t.Errorf("readiness does not say %q: %v", abort, err)
+	}
 }
 
 // A broker that does not answer at once does not cost a partition the time that a halt takes.
