@@ -41,6 +41,12 @@ func (h *Head) Clone() Head {
 func (h *Head) Append(leaf *Leaf) (Hash, []Hash) {
 	leaf.Chain, leaf.Sequence, leaf.Previous = h.Chain, h.Size, h.LastLeafHash
 	hash := leaf.Hash()
+	return hash, h.AppendHash(hash)
+}
+
+// AppendHash puts a leaf on the tree of which only the hash is known, and returns the node to store beside it. With
+// EntryHash it appends to a root log, whose Head has no Chain.
+func (h *Head) AppendHash(hash Hash) []Hash {
 	root := hash
 	var node []Hash
 	// The subtrees that the leaf completes are the trailing ones of the old size: merge them from the smallest up.
@@ -55,7 +61,7 @@ func (h *Head) Append(leaf *Leaf) (Hash, []Hash) {
 	h.Range = append(h.Range, root)
 	h.Size++
 	h.LastLeafHash = hash
-	return hash, node
+	return node
 }
 
 // Root returns the RFC 6962 tree hash of the chain: SHA-256 of nothing for an empty one.

@@ -18,10 +18,10 @@ const (
 	KindNote      Kind = 4
 )
 
-// ChainID names a chain: one lane of one incarnation of one workspace.
+// ChainID names a chain: one lane of one incarnation of one workspace. In text it is lower-case hexadecimal.
 type ChainID [16]byte
 
-// Hash is a SHA-256 digest.
+// Hash is a SHA-256 digest. In text it is lower-case hexadecimal.
 type Hash [32]byte
 
 const (

@@ -1,13 +1,7 @@
 package chwriter
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
-	"slices"
-
-	"github.com/go-json-experiment/json/jsontext"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -47,78 +41,13 @@ func verify(s *sealed) error {
 
 // bodyRoot returns the body root of a canonical body and its number of fields.
 func bodyRoot(seed [16]byte, body []byte) ([32]byte, int, error) {
-	type field struct {
-		path       []byte
-		commitment [32]byte
-	}
-	var all []field
-	add := func(path, value []byte) {
-		all = append(all, field{path, ledger.Commitment(seed, path, value)})
-	}
-	err := members(body, func(name, value []byte) error {
-		if string(name) == "metadata" {
-			return members(value, func(name, value []byte) error {
-				add(pointer("/metadata/", name), value)
-				return nil
-			})
-		}
-		add(pointer("/", name), value)
-		return nil
-	})
+	fields, err := ledger.Fields(nil, body)
 	if err != nil {
 		return [32]byte{}, 0, err
 	}
-	slices.SortFunc(all, func(a, b field) int { return bytes.Compare(a.path, b.path) })
-	commitments := make([][32]byte, len(all))
-	for i := range all {
-		commitments[i] = all[i].commitment
+	commitments := make([][32]byte, len(fields))
+	for i, f := range fields {
+		commitments[i] = ledger.Commitment(seed, f.Path, f.Value)
 	}
 	return ledger.BodyRoot(commitments), len(commitments), nil
-}
-
-// pointer appends an escaped token to an RFC 6901 pointer.
-func pointer(prefix string, token []byte) []byte {
-	path := []byte(prefix)
-	for _, c := range token {
-		switch c {
-		case '~':
-			path = append(path, "~0"...)
-		case '/':
-			path = append(path, "~1"...)
-		default:
-			path = append(path, c)
-		}
-	}
-	return path
-}
-
-// members calls yield with each member of a JSON object: its name, unescaped, and its value as it stands there.
-func members(object []byte, yield func(name, value []byte) error) error {
-	d := jsontext.NewDecoder(bytes.NewReader(object))
-	if token, err := d.ReadToken(); err != nil {
-		return err
-	} else if token.Kind() != '{' {
-		return errors.New("not an object")
-	}
-	for d.PeekKind() != '}' {
-		token, err := d.ReadToken()
-		if err != nil {
-			return err
-		}
-		name := []byte(token.String())
-		value, err := d.ReadValue()
-		if err != nil {
-			return err
-		}
-		if err := yield(name, value); err != nil {
-			return err
-		}
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return err
-	}
-	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the object")
-	}
-	return nil
 }
