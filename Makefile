@@ -22,6 +22,19 @@ node_modules/.package-lock.json: package.json package-lock.json
 deps: node_modules/.package-lock.json ## fetch what the build and the tests need
 	go mod download
 
+# Programs of the production shape that only tests run here: the compose file's gateway, and the promtool of its Prometheus
+# without the service discoveries of clouds, which are most of its code.
+bin/caddy: deploy/gateway/go.mod deploy/gateway/go.sum
+	cd deploy/gateway && go build -o ../../$@ github.com/caddyserver/caddy/v2/cmd/caddy
+	@touch $@
+
+bin/promtool: deploy/prometheus/go.mod deploy/prometheus/go.sum
+	cd deploy/prometheus && go build -tags remove_all_sd,enable_dns_sd -o ../../$@ github.com/prometheus/prometheus/cmd/promtool
+	@touch $@
+
+.PHONY: programs
+programs: bin/caddy bin/promtool ## build what tests run of the production shape (minutes, the first time)
+
 .PHONY: build
 build: ## build bin/immutable
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/immutable ./cmd/immutable
@@ -31,7 +44,7 @@ run: deps build ## start everything in one process, with its data in ./data
 	@exec bin/immutable up --data ./data
 
 .PHONY: test
-test: deps ## run the whole suite
+test: deps programs ## run the whole suite
 	$(TEST) -timeout 20m ./...
 
 .PHONY: quick
@@ -66,7 +79,7 @@ bench: deps ## measure: prints a table of ratios (docs/benchmarks)
 	cd bench && go run . -count $(COUNT) -run '$(BENCH)'
 
 .PHONY: soak
-soak: deps ## run the long tests: a million events, random kills (docs/soak)
+soak: deps programs ## run the long tests: a million events, random kills (docs/soak)
 	IMMUTABLE_SOAK=1 $(TEST) -timeout 3h -count 1 ./internal/e2e/...
 
 .PHONY: gen
@@ -79,6 +92,7 @@ tidy: ## tidy the modules
 	cd tools && go mod tidy
 	cd bench && go mod tidy
 	cd deploy/gateway && go mod tidy
+	cd deploy/prometheus && go mod tidy
 
 .PHONY: clean
 clean: ## remove what was built, but no data

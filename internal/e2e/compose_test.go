@@ -210,12 +210,6 @@ var upstreams = regexp.MustCompile(`dynamic a (\w+) 8080 \{[^}]*\}`)
 func (c *composition) startGateway(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	caddy := filepath.Join(dir, "caddy")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", caddy, "github.com/caddyserver/caddy/v2/cmd/caddy")
-	build.Dir = filepath.Join(root, "deploy/gateway")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the gateway: %v\n%s", err, out)
-	}
 	text, err := os.ReadFile(filepath.Join(root, "deploy/gateway/Caddyfile"))
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +244,7 @@ func (c *composition) startGateway(t *testing.T) {
 	}
 	command := slices.Clone(c.project.Services["gateway"].Command)
 	command[slices.Index(command, "/etc/caddy/Caddyfile")] = path
-	p := start(c.t, "gateway", []string{"XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir}, caddy, command[1:]...)
+	p := start(c.t, "gateway", []string{"XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir}, program(t, "caddy"), command[1:]...)
 	eventually(t, startLimit, func() error {
 		if !p.running() {
 			t.Fatalf("the gateway has ended:\n%s", p.tail(40))

@@ -138,19 +138,6 @@ func healthArgs(s types.ServiceConfig) []string {
 	return slices.Clone(s.HealthCheck.Test[2:])
 }
 
-// TestComposeScrapes: Prometheus scrapes every service that can be scaled, and finds replicas by DNS.
-func TestComposeScrapes(t *testing.T) {
-	cfg, err := os.ReadFile(filepath.Join(root, "deploy/prometheus/prometheus.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range scalable {
-		if !strings.Contains(string(cfg), "names: ["+name+"], type: A, port: 9090") {
-			t.Errorf("%s is not scraped", name)
-		}
-	}
-}
-
 // TestComposeSecrets: the documented command draws secrets once, and the installation's services can read them.
 func TestComposeSecrets(t *testing.T) {
 	dir := t.TempDir()

@@ -70,6 +70,21 @@ func built(t *testing.T, build func() (string, error)) string {
 	return path
 }
 
+// program returns the path of a program that `make programs` builds. Where it is missing the test is skipped; with
+// IMMUTABLE_REQUIRE_REAL=1 in the environment, as in continuous integration, it fails.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	path := abs(t, filepath.Join(root, "bin", name))
+	if _, err := os.Stat(path); err != nil {
+		const what = "`make programs` builds what is missing: %v"
+		if os.Getenv("IMMUTABLE_REQUIRE_REAL") == "1" {
+			t.Fatalf(what, err)
+		}
+		t.Skipf(what, err)
+	}
+	return path
+}
+
 // library returns the path of the embedded ClickHouse.
 func library(t *testing.T) string {
 	t.Helper()
