@@ -36,7 +36,8 @@ func refusalOf(key, owner *object) *httpserver.Error {
 	return httpserver.Unauthenticated("The workspace of this API key was deleted: use a key of another workspace.")
 }
 
-// Authenticate returns whom token stands for, if they may do what scope says, from addr, at now. The error is an
+// Authenticate returns whom token stands for, if they may do what scope says, from addr, at now, which is a use of the key
+// then. The error is an
 // *httpserver.Error: 401 unauthenticated without a good key, 403 forbidden where the key is good but not for this, 503
 // unavailable where the view cannot know. An invalid addr is in no allowed range.
 func (v *View) Authenticate(token string, addr netip.Addr, now time.Time, scope Scope) (*Principal, error) {
@@ -74,6 +75,7 @@ func (v *View) Authenticate(token string, addr netip.Addr, now time.Time, scope 
 	if !slices.Contains(key.Scopes, scope) {
 		return nil, httpserver.Forbidden("This API key does not have the scope " + string(scope) + ": use a key that has it.")
 	}
+	v.usage.note(key.ID, now)
 	return &c.principal, nil
 }
 

@@ -45,20 +45,31 @@ func newTestWriter(tb testing.TB, c *kafkatest.Cluster) *Writer {
 // startView runs a view until the test ends.
 func startView(tb testing.TB, c *kafkatest.Cluster, master MasterKey) *View {
 	tb.Helper()
-	v, err := NewView(ViewConfig{Kafka: c.Config, MasterKey: master}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	v, _ := runView(tb, ViewConfig{Kafka: c.Config, MasterKey: master})
+	return v
+}
+
+// runView runs a view until stop is called or the test ends; both wait for it.
+func runView(tb testing.TB, cfg ViewConfig) (v *View, stop func()) {
+	tb.Helper()
+	v, err := NewView(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(tb.Context())
-	done := make(chan error, 1)
-	go func() { done <- v.Run(ctx) }()
-	tb.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := v.Run(ctx); err != nil {
 			tb.Error(err)
 		}
-	})
-	return v
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	tb.Cleanup(stop)
+	return v, stop
 }
 
 func readyView(tb testing.TB, c *kafkatest.Cluster) *View {

@@ -16,6 +16,9 @@ type viewMetrics struct {
 	restarts   prometheus.Counter
 	records    map[outcome]prometheus.Counter
 	refusals   map[string]prometheus.Counter
+
+	usesWritten                       prometheus.Counter
+	usageReadErrors, usageWriteErrors prometheus.Counter
 }
 
 func newViewMetrics(reg prometheus.Registerer, age func() float64) *viewMetrics {
@@ -29,6 +32,11 @@ func newViewMetrics(reg prometheus.Registerer, age func() float64) *viewMetrics 
 		Name: "immutable_control_refused_requests_total",
 		Help: "Requests that were refused for their API key, by error code.",
 	}, []string{"code"})
+	usageErrors := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "immutable_control_key_usage_errors_total",
+		Help: "Times that the topic key_usage could not be read or written, which is tried again, and records of it that " +
+			"cannot be used, by operation.",
+	}, []string{"operation"})
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "immutable_control_config_age_seconds",
 		Help: "Time since the view was last known to hold everything on the config topic; -1 before the first time.",
@@ -68,5 +76,11 @@ func newViewMetrics(reg prometheus.Registerer, age func() float64) *viewMetrics 
 			httpserver.CodeForbidden:       refusals.WithLabelValues(httpserver.CodeForbidden),
 			httpserver.CodeUnavailable:     refusals.WithLabelValues(httpserver.CodeUnavailable),
 		},
+		usesWritten: f.NewCounter(prometheus.CounterOpts{
+			Name: "immutable_control_key_usage_written_total",
+			Help: "Records written to the topic key_usage: of each key that was used, the latest time, once an interval.",
+		}),
+		usageReadErrors:  usageErrors.WithLabelValues("read"),
+		usageWriteErrors: usageErrors.WithLabelValues("write"),
 	}
 }

@@ -38,12 +38,21 @@ type ViewConfig struct {
 	// StaleAfter is how long the view may go without having been found current before Ready reports it. At least 3 s;
 	// default 15 s.
 	StaleAfter time.Duration
+	// UsageInterval is how often this process writes down which keys were used, for all the others: what they show of its
+	// requests is at most that old. 1 ms to 1 h; default 1 min.
+	UsageInterval time.Duration
 }
 
 // Validate fills in defaults and checks the rest.
 func (c *ViewConfig) Validate() error {
 	if c.StaleAfter == 0 {
 		c.StaleAfter = defStaleAfter
+	}
+	if c.UsageInterval == 0 {
+		c.UsageInterval = defUsageInterval
+	}
+	if c.UsageInterval < time.Millisecond || c.UsageInterval > time.Hour {
+		return fmt.Errorf("config view: usage interval %v: must be 1 ms to 1 h", c.UsageInterval)
 	}
 	if c.StaleAfter < minStaleAfter {
 		return fmt.Errorf("config view: stale after %v: must be at least %v", c.StaleAfter, minStaleAfter)
@@ -65,6 +74,7 @@ type View struct {
 	opts    []kgo.Opt
 	logger  *slog.Logger
 	metrics *viewMetrics
+	usage   *usage
 
 	// state is owned by Run.
 	state *state
@@ -113,15 +123,20 @@ func NewView(cfg ViewConfig, reg prometheus.Registerer, logger *slog.Logger) (*V
 		changed: make(chan struct{}),
 	}
 	v.metrics = newViewMetrics(reg, v.age)
+	v.usage = newUsage(cfg.Kafka)
 	return v, nil
 }
 
-// Run follows the config topic until ctx ends, starting over where Kafka reports an error. It returns nil.
+// Run follows the config topic until ctx ends, starting over where Kafka reports an error, and writes down which keys are
+// used: at the end, within 2 s, what is not written yet. It returns nil.
 func (v *View) Run(ctx context.Context) error {
+	var usage sync.WaitGroup
+	defer usage.Wait()
+	usage.Go(func() { v.usage.run(ctx, v.cfg.UsageInterval, v.opts, v.metrics, v.logger) })
 	for {
 		err := v.follow(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the end of ctx is the normal end
+			return nil
 		}
 		v.logger.WarnContext(ctx, "config reader starts over", "error", err)
 		v.metrics.restarts.Inc()
@@ -321,6 +336,12 @@ func (v *View) Key(workspace, id [16]byte) (*Key, bool) {
 		}
 	}
 	return nil, false
+}
+
+// LastUsed returns when a key was last good for a request: here, or elsewhere as far as it was written down. It is zero for
+// a key that never was. known is false until what was written down before has been read.
+func (v *View) LastUsed(id [16]byte) (at time.Time, known bool) {
+	return v.usage.last(id), v.usage.complete.Load()
 }
 
 // Await waits until condition, which asks this view, is true, and is for those who have made a change and want to see

@@ -26,8 +26,10 @@ type apiKey struct {
 	RateLimit    *rateLimit     `json:"rate_limit"`
 	CreatedAt    string         `json:"created_at"`
 	ExpiresAt    *string        `json:"expires_at"`
-	FormerTokens []formerToken  `json:"former_tokens"`
-	Version      uint64         `json:"version"`
+	// LastUsedAt is a time, or null inside for never; it is left out while it is not known.
+	LastUsedAt   **string      `json:"last_used_at,omitempty"`
+	FormerTokens []formerToken `json:"former_tokens"`
+	Version      uint64        `json:"version"`
 }
 
 // formerToken is a text that the key was rolled from, as it is shown.
@@ -36,7 +38,7 @@ type formerToken struct {
 	Until string `json:"until"`
 }
 
-func showKey(k *control.Key) apiKey {
+func (s *Service) showKey(k *control.Key) apiKey {
 	shown := apiKey{
 		ID: uuid.UUID(k.ID).String(), WorkspaceID: uuid.UUID(k.Workspace).String(), Name: k.Name, Token: "***" + k.Hint,
 		Scopes: k.Scopes, AllowedCIDRs: append([]netip.Prefix{}, k.AllowedCIDRs...), RateLimit: showLimit(k.RateLimit),
@@ -45,11 +47,21 @@ func showKey(k *control.Key) apiKey {
 	for _, f := range k.Former {
 		shown.FormerTokens = append(shown.FormerTokens, formerToken{"***" + f.Hint, event.FormatTime(f.Until)})
 	}
-	if !k.ExpiresAt.IsZero() {
-		text := event.FormatTime(k.ExpiresAt)
-		shown.ExpiresAt = &text
+	shown.ExpiresAt = timeOrNull(k.ExpiresAt)
+	if at, known := s.view.LastUsed(k.ID); known {
+		text := timeOrNull(at)
+		shown.LastUsedAt = &text
 	}
 	return shown
+}
+
+// timeOrNull is nil for the zero time.
+func timeOrNull(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	text := event.FormatTime(t)
+	return &text
 }
 
 func noKey() error {
@@ -60,7 +72,7 @@ func noKey() error {
 func (s *Service) listKeys(_ context.Context, p *control.Principal, _ *http.Request) (reply, error) {
 	shown := []apiKey{}
 	for _, k := range s.view.Keys(p.Workspace.ID) {
-		shown = append(shown, showKey(k))
+		shown = append(shown, s.showKey(k))
 	}
 	return reply{status: http.StatusOK, data: shown}, nil
 }
@@ -75,7 +87,7 @@ func (s *Service) getKey(_ context.Context, p *control.Principal, r *http.Reques
 	if !ok {
 		return reply{}, noKey()
 	}
-	return reply{http.StatusOK, k.Version, showKey(k)}, nil
+	return reply{http.StatusOK, k.Version, s.showKey(k)}, nil
 }
 
 // keyFields are what of a key can be set.
@@ -130,7 +142,7 @@ func (s *Service) createKey(ctx context.Context, p *control.Principal, r *http.R
 		return reply{}, err
 	}
 	s.seenKey(ctx, k)
-	shown := showKey(k)
+	shown := s.showKey(k)
 	shown.Token = secret
 	return reply{http.StatusCreated, k.Version, shown}, nil
 }
@@ -168,7 +180,7 @@ func (s *Service) updateKey(ctx context.Context, p *control.Principal, r *http.R
 		return reply{}, err
 	}
 	s.seenKey(ctx, k)
-	return reply{http.StatusOK, k.Version, showKey(k)}, nil
+	return reply{http.StatusOK, k.Version, s.showKey(k)}, nil
 }
 
 // rollKey is POST /keys/{id}/roll.
@@ -194,7 +206,7 @@ func (s *Service) rollKey(ctx context.Context, p *control.Principal, r *http.Req
 		return reply{}, err
 	}
 	s.seenKey(ctx, k)
-	shown := showKey(k)
+	shown := s.showKey(k)
 	shown.Token = secret
 	return reply{http.StatusOK, k.Version, shown}, nil
 }

@@ -71,7 +71,7 @@ func TestManageKeys(t *testing.T) {
 	key := data[apiKey](r, created, http.StatusCreated)
 	token := key.Token
 	if !strings.HasPrefix(token, "imk_sk_") || *key.ExpiresAt != "2126-01-02T02:04:05.000000Z" ||
-		key.AllowedCIDRs[0].String() != "127.0.0.0/8" || *key.RateLimit != (rateLimit{5, 9}) || key.Version != 1 ||
+		!strings.Contains(string(created.body), `"last_used_at":null`) || key.AllowedCIDRs[0].String() != "127.0.0.0/8" || *key.RateLimit != (rateLimit{5, 9}) || key.Version != 1 ||
 		created.header.Get("ETag") != `"1"` || created.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("%s", created.body)
 	}
@@ -79,7 +79,7 @@ func TestManageKeys(t *testing.T) {
 	ci := tenant{admin.workspace, token}
 	// What was made is seen at once, and works.
 	shown := r.do(token, http.MethodGet, path)
-	if got := data[apiKey](r, shown, http.StatusOK); got.Token != "***"+token[len(token)-4:] || got.Name != "ci" {
+	if got := data[apiKey](r, shown, http.StatusOK); got.LastUsedAt == nil || got.Token != "***"+token[len(token)-4:] || got.Name != "ci" {
 		t.Errorf("%s", shown.body)
 	}
 	if list := data[[]apiKey](r, r.do(token, http.MethodGet, "/api/v1/keys"), http.StatusOK); len(list) != 2 {

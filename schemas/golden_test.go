@@ -27,7 +27,9 @@ var update = flag.Bool("update", false, "add golden files for messages that have
 func golden(t *testing.T) map[string]proto.Message {
 	t.Helper()
 	all := map[string]proto.Message{}
-	for _, file := range []protoreflect.FileDescriptor{recordpb.File_record_proto, recordpb.File_config_proto} {
+	for _, file := range []protoreflect.FileDescriptor{
+		recordpb.File_record_proto, recordpb.File_config_proto, recordpb.File_usage_proto,
+	} {
 		for i := range file.Messages().Len() {
 			message := file.Messages().Get(i)
 			kind, err := protoregistry.GlobalTypes.FindMessageByName(message.FullName())

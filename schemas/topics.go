@@ -7,12 +7,13 @@ import (
 
 // Topic names, without the installation's prefix.
 const (
-	TopicEvents = "events"
-	TopicLedger = "ledger"
-	TopicHeads  = "heads"
-	TopicDedup  = "dedup"
-	TopicDLQ    = "dlq"
-	TopicConfig = "config"
+	TopicEvents   = "events"
+	TopicLedger   = "ledger"
+	TopicHeads    = "heads"
+	TopicDedup    = "dedup"
+	TopicDLQ      = "dlq"
+	TopicConfig   = "config"
+	TopicKeyUsage = "key_usage"
 )
 
 // DefaultTopicPrefix stands before every topic name and consumer group.
@@ -86,5 +87,6 @@ func Topics(l TopicLayout) []Topic {
 		topic(TopicDedup, l.Partitions, compacted),
 		topic(TopicDLQ, 3, retained(30)),
 		topic(TopicConfig, 1, compacted),
+		topic(TopicKeyUsage, 1, compacted),
 	}
 }

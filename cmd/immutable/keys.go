@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"text/tabwriter"
@@ -16,7 +17,7 @@ import (
 
 type keysCmd struct {
 	Create keysCreateCmd `cmd:"" help:"Create an API key and print it: it is not shown again."`
-	List   keysListCmd   `cmd:"" help:"List API keys."`
+	List   keysListCmd   `cmd:"" help:"List API keys, each with its last use as of a minute ago."`
 	Roll   keysRollCmd   `cmd:"" help:"Give an API key a new text and print it: it is not shown again."`
 	Revoke keysRevokeCmd `cmd:"" help:"Revoke an API key: it stops working everywhere within a second, for ever."`
 }
@@ -88,6 +89,10 @@ func (c *keysListCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return fmt.Errorf("reading what is configured: %w", err)
 	}
+	lastUsed, err := w.LastUsed(ctx)
+	if err != nil {
+		p.logger.WarnContext(ctx, "when the keys were last used is not known", slog.Any("error", err))
+	}
 	names := make(map[[16]byte]string, len(s.Workspaces))
 	for _, ws := range s.Workspaces {
 		names[ws.ID] = ws.Name
@@ -100,7 +105,7 @@ func (c *keysListCmd) Run(ctx context.Context, p *process) error {
 		names = map[[16]byte]string{ws.ID: ws.Name}
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ID\tWORKSPACE\tNAME\tKEY\tSCOPES\tCREATED\tEXPIRES\tFORMER")
+	fmt.Fprintln(table, "ID\tWORKSPACE\tNAME\tKEY\tSCOPES\tCREATED\tEXPIRES\tLAST USED\tFORMER")
 	for _, k := range s.Keys {
 		workspace, ok := names[k.Workspace]
 		if !ok {
@@ -114,12 +119,18 @@ func (c *keysListCmd) Run(ctx context.Context, p *process) error {
 		if !k.ExpiresAt.IsZero() {
 			expires = k.ExpiresAt.Format(time.RFC3339)
 		}
+		used := "never"
+		if at := lastUsed[k.ID]; !at.IsZero() {
+			used = at.Format(time.RFC3339)
+		} else if lastUsed == nil {
+			used = "not known"
+		}
 		former := make([]string, len(k.Former))
 		for i, f := range k.Former {
 			former[i] = f.Hint + " until " + f.Until.Format(time.RFC3339)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", uuid.UUID(k.ID), workspace, k.Name, k.Hint, strings.Join(scopes, ","),
-			k.CreatedAt.Format(time.RFC3339), expires, cmp.Or(strings.Join(former, ", "), "none"))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", uuid.UUID(k.ID), workspace, k.Name, k.Hint, strings.Join(scopes, ","),
+			k.CreatedAt.Format(time.RFC3339), expires, used, cmp.Or(strings.Join(former, ", "), "none"))
 	}
 	return table.Flush()
 }

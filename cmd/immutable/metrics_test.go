@@ -44,6 +44,7 @@ var labels = map[string]string{
 	"immutable_chwriter_outage.system":                        "`kafka`, `clickhouse`",
 	"immutable_chwriter_rows_total.table":                     "`leaves`, `events`",
 	"immutable_control_config_records_total.outcome":          "`applied`, `ignored`, `undecodable`",
+	"immutable_control_key_usage_errors_total.operation":      "`read`, `write`",
 	"immutable_control_refused_requests_total.code":           "`unauthenticated`, `forbidden`, `unavailable`",
 	"immutable_ingest_events_rejected_total.reason":           "`invalid_json`, `validation_failed`, `too_large`, `conflict`",
 	"immutable_ingest_events_total.status":                    "`queued`, `duplicate`",

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,22 @@ func revokedKey(t *testing.T, s *stack, target ...string) {
 		eventually(t, time.Second-time.Since(revoked), func() error { return expect(service, do, http.StatusUnauthorized) })
 		t.Logf("%s refuses the key %v after it was revoked", service, time.Since(revoked).Round(time.Millisecond))
 	}
+}
+
+// lastUsed returns when the key of a name was last used, as the command line shows it.
+func lastUsed(t *testing.T, s *upStack, name string) time.Time {
+	t.Helper()
+	for line := range strings.Lines(s.cli(t, "keys", "list", "--data="+s.data)) {
+		if columns := regexp.MustCompile(` {2,}`).Split(line, -1); columns[2] == name {
+			at, err := time.Parse(time.RFC3339, columns[7])
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			return at
+		}
+	}
+	t.Fatalf("there is no key %s", name)
+	return time.Time{}
 }
 
 func expect(service string, do func() (int, error), want int) error {

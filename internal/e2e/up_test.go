@@ -38,12 +38,17 @@ func TestUp(t *testing.T) {
 		l := s.startLoad(t, loadgen.Config{Seed: 901, KeyedPercent: 100}, loadgen.ClientConfig{}, 1_000_000)
 		l.acknowledges(t, 3_000)
 		began := time.Now()
+		stopping := began.UTC().Truncate(time.Second)
 		s.stop(t)
 		stopped := time.Since(began)
 		began = time.Now()
 		s.start()
 		s.ready(t)
 		t.Logf("stopped in %v under load, ready again in %v", stopped, time.Since(began))
+		// The next writing down is a minute away: it was the stop's.
+		if used := lastUsed(t, s, "up"); used.Before(stopping) {
+			t.Errorf("the key was last used at %v, but the load had it until %v", used, stopping)
+		}
 		l.acknowledges(t, 1_000)
 		l.quit(t)
 	})
