@@ -81,6 +81,13 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 	}
 	r.stop = run(tb, r.service.Run)
 	r.tenant = r.newTenant("default")
+	r.eventually("the service runs", func() bool {
+		runs := r.service.running.TryRLock()
+		if runs {
+			r.service.running.RUnlock()
+		}
+		return runs
+	})
 	server := httptest.NewServer(httpserver.NewRouter(logger, r.service.Routes()...))
 	tb.Cleanup(server.Close)
 	tb.Cleanup(http.DefaultClient.CloseIdleConnections)
