@@ -15,9 +15,10 @@ import (
 // binaries are built once for all tests, by the first that wants each. They belong to the test binary and not to a
 // test, hence package variables.
 var (
-	binaryDir   string
-	plainBinary = sync.OnceValues(func() (string, error) { return goBuild("immutable") })
-	crashBinary = sync.OnceValues(func() (string, error) { return goBuild("immutable-crashpoints", "-tags=crashpoints") })
+	binaryDir     string
+	plainBinary   = sync.OnceValues(func() (string, error) { return goBuild("immutable") })
+	crashBinary   = sync.OnceValues(func() (string, error) { return goBuild("immutable-crashpoints", "-tags=crashpoints") })
+	movableBinary = sync.OnceValues(buildMovable)
 )
 
 func TestMain(m *testing.M) {

@@ -96,10 +96,15 @@ func (s *services) service(name string, args ...any) *process {
 
 func (s *services) crashingService(crashAt []string, name string, args ...any) *process {
 	s.t.Helper()
-	binary, env := immutable(s.t), []string(nil)
-	if len(crashAt) > 0 {
-		binary, env = crashing(s.t), []string{"IMMUTABLE_CRASH_AT=" + crashAt[0]}
+	if len(crashAt) == 0 {
+		return s.run(immutable(s.t), nil, name, args...)
 	}
+	return s.run(crashing(s.t), []string{"IMMUTABLE_CRASH_AT=" + crashAt[0]}, name, args...)
+}
+
+// run starts a subcommand of a binary.
+func (s *services) run(binary string, env []string, name string, args ...any) *process {
+	s.t.Helper()
 	all := append([]any{name, "--internal-addr=127.0.0.1:0", s.kafkaFlags(), s.layoutFlags()}, args...)
 	return start(s.t, name, env, binary, flattenArgs(all)...)
 }
