@@ -10,6 +10,7 @@ import (
 
 // Limits of the HTTP contract. They are not settings: clients rely on them.
 const (
+	// defaultPageEvents is `limit` where it is not given, of events and of everything else that is listed.
 	defaultPageEvents = 25
 	// maxPageEvents bounds `limit`.
 	maxPageEvents = 1_000

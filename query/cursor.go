@@ -9,15 +9,16 @@ import (
 	"getimmutable.dev/immutable/internal/httpserver"
 )
 
-// position is an event's place in the order of the timeline.
+// position is a place in an order of (time, id): of events by when they occurred, of what is configured by when it was
+// created.
 type position struct {
-	occurredAt int64 // microseconds since the Unix epoch
-	id         [16]byte
+	at int64 // microseconds since the Unix epoch
+	id [16]byte
 }
 
 // A cursor is base64url, without padding, of
 //
-//	version (1) || occurred_at in microseconds i64be || event id (16) || check (16)
+//	version (1) || time in microseconds i64be || id (16) || check (16)
 //
 // with check = SHA-256(digest of the request || all before check)[:16]. The position gives no right to anything: every
 // statement is confined to the caller's workspace. The check tells a cursor that was changed, or that belongs to other
@@ -31,7 +32,7 @@ const (
 func encodeCursor(p position, digest [sha256.Size]byte) string {
 	b := make([]byte, 0, cursorBytes)
 	b = append(b, cursorVersion)
-	b = binary.BigEndian.AppendUint64(b, uint64(p.occurredAt))
+	b = binary.BigEndian.AppendUint64(b, uint64(p.at))
 	b = append(b, p.id[:]...)
 	b = append(b, cursorCheck(b, digest)...)
 	return base64.RawURLEncoding.EncodeToString(b)
@@ -48,8 +49,8 @@ func decodeCursor(text string, digest [sha256.Size]byte) (position, error) {
 			"send the parameters of the first page with it, or begin again without it.")
 	}
 	return position{
-		occurredAt: int64(binary.BigEndian.Uint64(fields[1:9])),
-		id:         [16]byte(fields[9:25]),
+		at: int64(binary.BigEndian.Uint64(fields[1:9])),
+		id: [16]byte(fields[9:25]),
 	}, nil
 }
 

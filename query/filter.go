@@ -255,11 +255,7 @@ func (req *pageRequest) takeSingle(name, value string, faults *faults) {
 			faults.invalidParam(name, "must be desc (newest first) or asc.")
 		}
 	case paramLimit:
-		n, err := strconv.ParseUint(value, 10, 16)
-		if err != nil || n < 1 || n > maxPageEvents {
-			faults.invalidParam(name, "must be a whole number from 1 to "+strconv.Itoa(maxPageEvents)+".")
-		}
-		req.limit = int(n)
+		req.limit = parseLimit(value, faults)
 	case paramTotal:
 		req.total = value == "true"
 		if value != "true" && value != "false" {
@@ -268,6 +264,14 @@ func (req *pageRequest) takeSingle(name, value string, faults *faults) {
 	case paramCursor:
 		req.cursor = value
 	}
+}
+
+func parseLimit(value string, faults *faults) int {
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || n < 1 || n > maxPageEvents {
+		faults.invalidParam(paramLimit, "must be a whole number from 1 to "+strconv.Itoa(maxPageEvents)+".")
+	}
+	return int(n)
 }
 
 // parseTime reads an RFC 3339 time as microseconds since the Unix epoch, rounded up or down where it has more digits:

@@ -384,7 +384,7 @@ func FuzzParsePage(f *testing.F) {
 			return
 		}
 		digest := req.digest([16]byte{1})
-		at := position{occurredAt: 1, id: [16]byte{2}}
+		at := position{at: 1, id: [16]byte{2}}
 		if got, err := decodeCursor(encodeCursor(at, digest), digest); err != nil || got != at {
 			t.Errorf("cursor: %v, %v", got, err)
 		}

@@ -69,12 +69,9 @@ func noKey() error {
 }
 
 // listKeys is GET /keys.
-func (s *Service) listKeys(_ context.Context, p *control.Principal, _ *http.Request) (reply, error) {
-	shown := []apiKey{}
-	for _, k := range s.view.Keys(p.Workspace.ID) {
-		shown = append(shown, s.showKey(k))
-	}
-	return reply{status: http.StatusOK, data: shown}, nil
+func (s *Service) listKeys(_ context.Context, p *control.Principal, r *http.Request) (reply, error) {
+	return listReply(r, p, endpointKeys, s.view.Keys(p.Workspace.ID),
+		func(k *control.Key) position { return positionOf(k.CreatedAt, k.ID) }, s.showKey)
 }
 
 // getKey is GET /keys/{id}.
@@ -87,7 +84,7 @@ func (s *Service) getKey(_ context.Context, p *control.Principal, r *http.Reques
 	if !ok {
 		return reply{}, noKey()
 	}
-	return reply{http.StatusOK, k.Version, s.showKey(k)}, nil
+	return reply{status: http.StatusOK, version: k.Version, data: s.showKey(k)}, nil
 }
 
 // keyFields are what of a key can be set.
@@ -144,7 +141,7 @@ func (s *Service) createKey(ctx context.Context, p *control.Principal, r *http.R
 	s.seenKey(ctx, k)
 	shown := s.showKey(k)
 	shown.Token = secret
-	return reply{http.StatusCreated, k.Version, shown}, nil
+	return reply{status: http.StatusCreated, version: k.Version, data: shown}, nil
 }
 
 // updateKey is PATCH /keys/{id}.
@@ -180,7 +177,7 @@ func (s *Service) updateKey(ctx context.Context, p *control.Principal, r *http.R
 		return reply{}, err
 	}
 	s.seenKey(ctx, k)
-	return reply{http.StatusOK, k.Version, s.showKey(k)}, nil
+	return reply{status: http.StatusOK, version: k.Version, data: s.showKey(k)}, nil
 }
 
 // rollKey is POST /keys/{id}/roll.
@@ -208,7 +205,7 @@ func (s *Service) rollKey(ctx context.Context, p *control.Principal, r *http.Req
 	s.seenKey(ctx, k)
 	shown := s.showKey(k)
 	shown.Token = secret
-	return reply{http.StatusOK, k.Version, shown}, nil
+	return reply{status: http.StatusOK, version: k.Version, data: shown}, nil
 }
 
 // revokeKey is DELETE /keys/{id}.

@@ -40,17 +40,35 @@ type reply struct {
 	version uint64
 	// data becomes the member of that name.
 	data any
+	// pagination too, where data is a list.
+	pagination *pagination
+}
+
+// responder answers a request of a key with the scope admin.
+type responder func(context.Context, *control.Principal, *http.Request) (reply, error)
+
+// withoutParameters refuses requests that have any.
+func withoutParameters(next responder) responder {
+	return func(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
+		if err := noParameters(r); err != nil {
+			return reply{}, err
+		}
+		return next(ctx, p, r)
+	}
 }
 
 // manageRoutes returns the endpoints that show and change what is configured (docs/design/api.md, Managing).
 func (s *Service) manageRoutes() []httpserver.Route {
-	route := func(method, pattern, endpoint string, respond func(context.Context, *control.Principal, *http.Request) (reply, error)) httpserver.Route {
-		return httpserver.Route{Method: method, Pattern: pattern, Handler: s.manager(endpoint, respond)}
+	list := func(pattern, endpoint string, respond responder) httpserver.Route {
+		return httpserver.Route{Method: http.MethodGet, Pattern: pattern, Handler: s.manager(endpoint, respond)}
+	}
+	route := func(method, pattern, endpoint string, respond responder) httpserver.Route {
+		return httpserver.Route{Method: method, Pattern: pattern, Handler: s.manager(endpoint, withoutParameters(respond))}
 	}
 	const keys, key, roll, settings = "/api/v1/keys", "/api/v1/keys/{id}", "/api/v1/keys/{id}/roll", "/api/v1/settings"
 	const workspaces, workspace = "/api/v1/workspaces", "/api/v1/workspaces/{id}"
 	return []httpserver.Route{
-		route(http.MethodGet, keys, endpointKeys, s.listKeys),
+		list(keys, endpointKeys, s.listKeys),
 		route(http.MethodPost, keys, endpointKeys, s.createKey),
 		route(http.MethodGet, key, endpointKey, s.getKey),
 		route(http.MethodPatch, key, endpointKey, s.updateKey),
@@ -58,7 +76,7 @@ func (s *Service) manageRoutes() []httpserver.Route {
 		route(http.MethodPost, roll, endpointRoll, s.rollKey),
 		route(http.MethodGet, settings, endpointSettings, s.getSettings),
 		route(http.MethodPatch, settings, endpointSettings, s.updateSettings),
-		route(http.MethodGet, workspaces, endpointWorkspaces, s.listWorkspaces),
+		list(workspaces, endpointWorkspaces, s.listWorkspaces),
 		route(http.MethodPost, workspaces, endpointWorkspaces, s.createWorkspace),
 		route(http.MethodGet, workspace, endpointWorkspace, s.getWorkspace),
 		route(http.MethodPatch, workspace, endpointWorkspace, s.updateWorkspace),
@@ -67,9 +85,7 @@ func (s *Service) manageRoutes() []httpserver.Route {
 }
 
 // manager answers with what respond returns.
-func (s *Service) manager(
-	endpoint string, respond func(context.Context, *control.Principal, *http.Request) (reply, error),
-) http.Handler {
+func (s *Service) manager(endpoint string, respond responder) http.Handler {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxManageBytes)
 		answer, err := s.manage(r, respond)
@@ -81,7 +97,11 @@ func (s *Service) manager(
 				w.Header().Set("ETag", `"`+strconv.FormatUint(answer.version, 10)+`"`)
 			}
 			w.Header().Set("Cache-Control", "no-store")
-			httpserver.WriteJSON(w, status, map[string]any{"data": answer.data})
+			body := map[string]any{"data": answer.data}
+			if answer.pagination != nil {
+				body["pagination"] = answer.pagination
+			}
+			httpserver.WriteJSON(w, status, body)
 		}
 		s.metrics.requests.WithLabelValues(endpoint, strconv.Itoa(status)).Inc()
 	})
@@ -89,12 +109,7 @@ func (s *Service) manager(
 }
 
 // manage calls next, once there is a slot for it where it makes a change.
-func (s *Service) manage(
-	r *http.Request, next func(context.Context, *control.Principal, *http.Request) (reply, error),
-) (reply, error) {
-	if err := noParameters(r); err != nil {
-		return reply{}, err
-	}
+func (s *Service) manage(r *http.Request, next responder) (reply, error) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		select {
 		case s.changes <- struct{}{}:

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"getimmutable.dev/immutable/control"
@@ -116,7 +117,7 @@ func TestManageKeys(t *testing.T) {
 	} {
 		r.refused(r.change(admin, http.MethodPost, "/api/v1/keys", body), want.status, want.text)
 	}
-	r.refused(r.do(token, http.MethodGet, "/api/v1/keys?limit=1"), http.StatusBadRequest, "limit")
+	r.refused(r.do(token, http.MethodGet, path+"?limit=1"), http.StatusBadRequest, "limit")
 
 	if got := data[deleted](r, r.change(ci, http.MethodDelete, path, "", `"2"`), http.StatusOK); got.ID != key.ID || !got.Deleted {
 		t.Errorf("%+v", got)
@@ -125,6 +126,74 @@ func TestManageKeys(t *testing.T) {
 	r.refused(r.do(admin.token, http.MethodGet, path), http.StatusNotFound, "revoked")
 	r.refused(r.change(admin, http.MethodDelete, path, ""), http.StatusNotFound, "revoked")
 	r.refused(r.change(admin, http.MethodPatch, path, "{}"), http.StatusNotFound, "revoked")
+}
+
+// Pages of a list show everything once, whatever is created and deleted between them.
+func TestLists(t *testing.T) {
+	r := newRig(t)
+	operator := r.newTenant("operators", control.ScopeAdmin)
+	r.service.cfg.OperatorWorkspace = "operators"
+	other := r.newTenant("other", control.ScopeAdmin)
+	type entry struct{ ID string }
+	type list struct {
+		Data       []entry
+		Pagination pagination
+	}
+	get := func(who tenant, target string) (l list) {
+		t.Helper()
+		a := r.do(who.token, http.MethodGet, target)
+		if err := json.Unmarshal(a.body, &l); err != nil || a.status != http.StatusOK {
+			t.Fatalf("%s: %d %s", target, a.status, a.body)
+		}
+		return l
+	}
+	for path, body := range map[string]string{
+		"/api/v1/keys":       `{"name":"%d","scopes":["admin"]}`,
+		"/api/v1/workspaces": `{"name":"%d"}`,
+	} {
+		create := func(i int) string {
+			return data[entry](r, r.change(operator, http.MethodPost, path, fmt.Sprintf(body, i)), http.StatusCreated).ID
+		}
+		var want []string
+		for _, e := range get(operator, path).Data { // those of the test itself
+			want = append(want, e.ID)
+		}
+		for i := range 5 {
+			want = append(want, create(i))
+		}
+		first := get(operator, path+"?limit=4")
+		if first.Pagination.Total != len(want) || len(first.Data) != 4 {
+			t.Fatalf("%s: %+v", path, first)
+		}
+		// What the cursor stands on goes, and one comes.
+		got, cursor := first.Data, *first.Pagination.NextCursor
+		data[deleted](r, r.change(operator, http.MethodDelete, path+"/"+got[3].ID, ""), http.StatusOK)
+		want = append(want, create(5))
+		for next := &cursor; next != nil; {
+			page := get(operator, path+"?limit=2&cursor="+*next)
+			got = append(got, page.Data...)
+			next = page.Pagination.NextCursor
+			if page.Pagination.HasMore != (next != nil) {
+				t.Errorf("%s: %+v", path, page)
+			}
+		}
+		ids := make([]string, len(got))
+		for i, e := range got {
+			ids[i] = e.ID
+		}
+		if diff := gocmp.Diff(want, ids); diff != "" {
+			t.Errorf("%s (-created +listed):\n%s", path, diff)
+		}
+
+		elsewhere := map[string]string{"/api/v1/keys": "/api/v1/workspaces", "/api/v1/workspaces": "/api/v1/keys"}[path]
+		r.refused(r.do(operator.token, http.MethodGet, elsewhere+"?cursor="+cursor), http.StatusBadRequest, "begin again")
+		r.refused(r.do(other.token, http.MethodGet, path+"?cursor="+cursor), http.StatusBadRequest, "begin again")
+		r.refused(r.do(operator.token, http.MethodGet, path+"?cursor=x"), http.StatusBadRequest, "begin again")
+		r.refused(r.do(operator.token, http.MethodGet, path+"?limit=1&limit=2"), http.StatusBadRequest, "more than once")
+		r.refused(r.do(operator.token, http.MethodGet, path+"?order=asc"), http.StatusBadRequest, "Known are: limit, cursor.")
+		r.refused(r.do(operator.token, http.MethodGet, path+"?limit=1001"), http.StatusUnprocessableEntity, "from 1 to 1000")
+		r.refused(r.do(operator.token, http.MethodGet, path+"?cursor="), http.StatusUnprocessableEntity, "must not be empty")
+	}
 }
 
 func TestRollKey(t *testing.T) {

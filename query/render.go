@@ -26,7 +26,7 @@ type row struct {
 }
 
 func (r *row) position() position {
-	return position{occurredAt: r.occurredAt.UnixMicro(), id: r.id}
+	return position{at: r.occurredAt.UnixMicro(), id: r.id}
 }
 
 // hashes are the leaves of a page and those before them.

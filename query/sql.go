@@ -92,7 +92,7 @@ func pageStatement(workspace [16]byte, req *pageRequest, after *position, limit 
 	if after != nil {
 		// The comparison of the tuple alone would read the workspace from its beginning: it does not narrow down the
 		// primary key, the comparison of occurred_at does.
-		t, id := s.bindTime(after.occurredAt), s.bindID(after.id)
+		t, id := s.bindTime(after.at), s.bindID(after.id)
 		s.and("occurred_at ", beyond, " ", t)
 		s.and("(occurred_at, id) ", past, " (", t, ", ", id, ")")
 	}

@@ -50,7 +50,7 @@ func TestStatements(t *testing.T) {
 		"from", "2026-01-01T00:00:00Z", "to", "2026-01-02T00:00:00.000001Z",
 		"recorded_from", "2026-01-03T00:00:00Z", "recorded_to", "2026-01-04T00:00:00Z",
 	)
-	after := &position{occurredAt: 1_767_225_600_000_001, id: [16]byte{1, 15: 2}}
+	after := &position{at: 1_767_225_600_000_001, id: [16]byte{1, 15: 2}}
 	second := limits{timeout: 4 * time.Second}
 	oldest := request(values("order", "asc"))
 	for name, s := range map[string]*statement{
@@ -87,7 +87,7 @@ func TestIndexes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := pageStatement(r.workspace.ID, &req, &position{occurredAt: 1}, 25, limits{timeout: time.Second})
+		s := pageStatement(r.workspace.ID, &req, &position{at: 1}, 25, limits{timeout: time.Second})
 		plan := r.explain(s)
 		if !strings.Contains(plan, c.index) {
 			t.Errorf("%s does not use %s:\n%s", c.query, c.index, plan)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -96,7 +97,8 @@ func (s *Service) checkSettings(p *control.Principal, f *settingsFields) error {
 
 // getSettings is GET /settings.
 func (s *Service) getSettings(_ context.Context, p *control.Principal, _ *http.Request) (reply, error) {
-	return reply{http.StatusOK, p.Workspace.Version, ownSettings{showSettings(p.Workspace.Settings), p.Workspace.Version}}, nil
+	w := p.Workspace
+	return reply{status: http.StatusOK, version: w.Version, data: ownSettings{showSettings(w.Settings), w.Version}}, nil
 }
 
 // updateSettings is PATCH /settings.
@@ -109,7 +111,7 @@ func (s *Service) updateSettings(ctx context.Context, p *control.Principal, r *h
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{http.StatusOK, w.Version, ownSettings{showSettings(w.Settings), w.Version}}, nil
+	return reply{status: http.StatusOK, version: w.Version, data: ownSettings{showSettings(w.Settings), w.Version}}, nil
 }
 
 func (s *Service) changeSettings(
@@ -131,14 +133,11 @@ func (s *Service) changeSettings(
 }
 
 // listWorkspaces is GET /workspaces.
-func (s *Service) listWorkspaces(_ context.Context, p *control.Principal, _ *http.Request) (reply, error) {
-	shown := []workspace{}
-	for _, w := range s.view.Workspaces() {
-		if s.mayManage(p, w.ID) {
-			shown = append(shown, showWorkspace(w))
-		}
-	}
-	return reply{status: http.StatusOK, data: shown}, nil
+func (s *Service) listWorkspaces(_ context.Context, p *control.Principal, r *http.Request) (reply, error) {
+	place := func(w *control.Workspace) position { return positionOf(w.CreatedAt, w.ID) }
+	all := slices.DeleteFunc(s.view.Workspaces(), func(w *control.Workspace) bool { return !s.mayManage(p, w.ID) })
+	slices.SortFunc(all, func(a, b *control.Workspace) int { return comparePositions(place(a), place(b)) })
+	return listReply(r, p, endpointWorkspaces, all, place, showWorkspace)
 }
 
 // createWorkspace is POST /workspaces.
@@ -161,7 +160,7 @@ func (s *Service) createWorkspace(ctx context.Context, p *control.Principal, r *
 		return reply{}, err
 	}
 	s.seenWorkspace(ctx, w)
-	return reply{http.StatusCreated, w.Version, showWorkspace(w)}, nil
+	return reply{status: http.StatusCreated, version: w.Version, data: showWorkspace(w)}, nil
 }
 
 // visible returns the workspace of the request's path, where the key may see it.
@@ -183,7 +182,7 @@ func (s *Service) getWorkspace(_ context.Context, p *control.Principal, r *http.
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{http.StatusOK, w.Version, showWorkspace(w)}, nil
+	return reply{status: http.StatusOK, version: w.Version, data: showWorkspace(w)}, nil
 }
 
 // updateWorkspace is PATCH /workspaces/{id}.
@@ -201,7 +200,7 @@ func (s *Service) updateWorkspace(ctx context.Context, p *control.Principal, r *
 	if w, err = s.changeSettings(ctx, p, r, w.ID, &body.Settings.value); err != nil {
 		return reply{}, err
 	}
-	return reply{http.StatusOK, w.Version, showWorkspace(w)}, nil
+	return reply{status: http.StatusOK, version: w.Version, data: showWorkspace(w)}, nil
 }
 
 // deleteWorkspace is DELETE /workspaces/{id}.

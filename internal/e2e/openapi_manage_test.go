@@ -15,6 +15,29 @@ const (
 	workspace  = "/api/v1/workspaces/{id}"
 )
 
+// list holds the parameters of a list to its description, as those of GET /events are.
+func (a *api) list(path string) {
+	example := map[string]string{"limit": "1", "cursor": ""}
+	var page struct {
+		Pagination struct {
+			NextCursor string `json:"next_cursor"`
+		}
+	}
+	a.must(json.Unmarshal(a.send(call{method: http.MethodGet, path: path, query: "limit=1", key: "nothing", status: 200}), &page))
+	example["cursor"] = page.Pagination.NextCursor
+	var described []string
+	for _, p := range a.doc.Paths.Value(path).Get.Parameters {
+		name := p.Value.Name
+		described = append(described, name)
+		a.send(call{method: http.MethodGet, path: path, query: name + "=" + example[name], key: "nothing", status: 200})
+		a.send(call{method: http.MethodGet, path: path, query: name + "=", key: "nothing", status: 422})
+	}
+	refusal := a.send(call{method: http.MethodGet, path: path, query: "nonsense=x", key: "nothing", status: 400})
+	if known := "Known are: " + strings.Join(described, ", ") + "."; !strings.Contains(string(refusal), known) {
+		a.t.Errorf("%s: %s, want %q", path, refusal, known)
+	}
+}
+
 // manage produces every documented answer of the endpoints that manage.
 func (a *api) manage() {
 	do := func(method, path, id, key, body string, status int, header ...string) (shown struct{ ID, Token string }) {
@@ -46,6 +69,9 @@ func (a *api) manage() {
 		for method := range a.doc.Paths.Value(path).Operations() {
 			if method == http.MethodGet {
 				do(method, path, id, "nothing", "", 200)
+			}
+			if method == http.MethodGet && (path == keys || path == workspaces) {
+				a.list(path)
 			}
 			a.send(call{method: method, path: path, id: id, query: "nonsense=1", key: "nothing", status: 400})
 			a.send(call{method: method, path: path, id: id, status: 401})
