@@ -7,7 +7,6 @@ verify.py bundle FILE --trust FILE a proof bundle; prints its verdicts, exits wi
 import base64, datetime, hashlib, json, math, pathlib, re, sys
 
 ZERO = bytes(32)
-
 def sha(*parts): return hashlib.sha256(b"".join(parts)).digest()
 def be(n, size): return n.to_bytes(size, "big", signed=n < 0)
 
@@ -30,8 +29,7 @@ def times(n, a):
 
 def point(b):
     y, sign = int.from_bytes(b, "little") & 2**255 - 1, b[31] >> 7
-    x2 = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
-    x = pow(x2, (P + 3) // 8, P)
+    x2 = (y * y - 1) * pow(D * y * y + 1, -1, P) % P; x = pow(x2, (P + 3) // 8, P)
     if (x * x - x2) % P: x = x * pow(2, (P - 1) // 4, P) % P
     if y >= P or (x * x - x2) % P or (x == 0 and sign): raise ValueError("not a point")
     if x & 1 != sign: x = P - x
@@ -59,12 +57,9 @@ def number(f):
         return sign + whole + ("." + digits[exponent + 1:] if digits[exponent + 1:] else "")
     if -7 < exponent < 0: return sign + "0." + "0" * (-exponent - 1) + digits
     return sign + digits[0] + ("." + digits[1:] if digits[1:] else "") + "e%+d" % exponent
-
 def significant(f): return next(n for n in range(1, 18) if float("%.*e" % (n - 1, f)) == f)
 
-def text(s):
-    s.encode()  # lone surrogates raise
-    return json.dumps(s, ensure_ascii=False)
+def text(s): return s.encode() and json.dumps(s, ensure_ascii=False) or '""'  # lone surrogates raise
 
 def canonical(v):
     if isinstance(v, dict):
@@ -89,7 +84,6 @@ def fields(body):
     meta = v.pop("metadata") if isinstance(v.get("metadata"), dict) else {}
     all = [("/" + escape(k), x) for k, x in v.items()] + [("/metadata/" + escape(k), x) for k, x in meta.items()]
     return sorted((path.encode(), canonical(x).encode()) for path, x in all)
-
 def salt(seed, path): return sha(seed, path)[:16]
 def commitment(salt, path, value): return sha(b"\x01", salt, be(len(path), 2), path, value)
 def body_root(cs): return sha(b"immutable/body/1\x00", be(len(cs), 2), *cs)
@@ -126,7 +120,6 @@ def consistency(size1, size2, path, root1, root2):  # RFC 9162, section 2.1.4.2
         else: r2 = node(r2, p)
         f, s = f >> 1, s >> 1
     return s == 0 and r1 == root1 and r2 == root2
-
 def map_leaf(key, value): return sha(b"\x00", key, value)
 
 def in_map(chain, place, proof, root):
@@ -152,7 +145,6 @@ def leaf_bytes(l):
     return b"".join([b"immutable/leaf/1\x00", l["chain"], be(l["sequence"], 8), l["previous"], be(l["kind"], 1), l["id"],
                      l["recorded_at"].to_bytes(8, "big", signed=True), be(l["generation"], 2), be(l["partition"], 2),
                      be(l["offset"], 8), be(l["field_count"], 2), l["body_root"]])
-
 def chain_id(workspace, incarnation, lane): return sha(b"immutable/chain/1\x00", workspace, incarnation, be(lane, 4))[:16]
 
 def micros(s):
@@ -200,9 +192,7 @@ def policy(trust):
     return logs, [k for k in named.values() if isinstance(k, Key)], quorum
 
 def met(group, found):
-    if isinstance(group, Key): return group in found
-    return sum(met(m, found) for m in group[1]) >= group[0]
-
+    return group in found if isinstance(group, Key) else sum(met(m, found) for m in group[1]) >= group[0]
 def entry_hash(e): return sha(b"\x00", e.encode())
 
 def check_log(b, trust, now):
@@ -239,8 +229,7 @@ def check_log(b, trust, now):
 def check_leaf(b, l):
     """Verdicts of step 4."""
     verdicts, raw = [], {k: bytes.fromhex(l[k]) for k in ("chain", "previous", "body_root", "workspace", "incarnation")}
-    raw |= {k: l[k] for k in ("sequence", "kind", "generation", "partition", "offset", "field_count")}
-    raw |= {"id": bytes.fromhex(l["id"].replace("-", "")), "recorded_at": micros(l["recorded_at"])}
+    raw |= {k: l[k] for k in ("sequence", "kind", "generation", "partition", "offset", "field_count")} | {"id": bytes.fromhex(l["id"].replace("-", "")), "recorded_at": micros(l["recorded_at"])}
     if chain_id(raw["workspace"], raw["incarnation"], l["lane"]) != raw["chain"] or l["chain"] != b["chain"]:
         verdicts.append("CROSS-CHAIN")
     path = [bytes.fromhex(h) for h in l["path"] or []]
@@ -274,8 +263,7 @@ def check_vectors(folder):
     load, n = lambda name: json.loads((folder / name).read_text()), 0
     def expect(ok, what):
         nonlocal n
-        n += 1
-        if not ok: sys.exit("%s does not hold" % what)
+        n = n + 1 if ok else sys.exit("%s does not hold" % what)
     for l in load("leaves.json")["leaves"]:
         raw = {k: bytes.fromhex(l[k]) for k in ("chain", "previous", "id", "body_root")}
         raw |= {k: int(l[k]) for k in ("sequence", "kind", "recorded_at", "generation", "partition", "offset", "field_count")}
