@@ -161,31 +161,6 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// deadlines records the deadlines that a handler sets.
-type deadlines struct {
-	http.ResponseWriter
-	set []time.Time
-}
-
-func (d *deadlines) SetReadDeadline(at time.Time) error { d.set = append(d.set, at); return nil }
-
-// TestDeadlineLifted checks that a client that sent its body may wait for Kafka longer than for its body.
-func TestDeadlineLifted(t *testing.T) {
-	w := &deadlines{ResponseWriter: httptest.NewRecorder()}
-	h := limitBody(100, time.Minute, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if len(w.set) != 1 || time.Until(w.set[0]) > time.Minute || time.Until(w.set[0]) < time.Second {
-			t.Errorf("before the body is read: %v", w.set)
-		}
-		if _, err := io.ReadAll(r.Body); err != nil {
-			t.Error(err)
-		}
-		if len(w.set) != 2 || !w.set[1].IsZero() {
-			t.Errorf("after the body was read: %v", w.set)
-		}
-	}))
-	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, onePath, strings.NewReader(valid)))
-}
-
 func TestBodiesBound(t *testing.T) {
 	r := newRig(t, kafkatest.Start(t), func(c *Config) { c.MaxBodiesBytes = 32 << 20 })
 	text := []byte(`{"events":[` + strings.Repeat(" ", 8<<20-13) + "]}")

@@ -47,7 +47,7 @@ func (s *Service) Routes() []httpserver.Route {
 // guard stands before decoding: who it is, whether writes are admitted, whether the caller has any rate left, and how
 // much body, for how long, is read. Whatever is refused here costs no memory but the request's head.
 func (s *Service) guard(endpoint string, limit int, next http.Handler) http.Handler {
-	next = limitBody(limit, s.cfg.BodyTimeout, next)
+	next = httpserver.LimitBody(limit, s.cfg.BodyTimeout, next)
 	next = s.admit(next)
 	next = control.Require(s.view, control.ScopeWrite, next)
 	return s.count(endpoint, next)

@@ -34,6 +34,9 @@ type Config struct {
 	// every workspace, and create keys in each. Default "default", which is what the first start of `up` creates.
 	OperatorWorkspace string
 
+	// BodyTimeout is how long a client may take to send the body of a change, which waits in one of the few places for
+	// changes. 1 ms to 4 s, because clients give up after 5 s; default 2 s.
+	BodyTimeout time.Duration
 	// RequestTimeout is how long ClickHouse may take to answer one request, all its statements together, before the
 	// answer is a 503. 50 ms to 4.5 s, because clients give up after 5 s; default 4 s.
 	RequestTimeout time.Duration
@@ -54,6 +57,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.OperatorWorkspace = orDefault(c.OperatorWorkspace, "default")
 	c.ClickHouse.DialTimeout = orDefault(c.ClickHouse.DialTimeout, 2*time.Second)
+	c.BodyTimeout = orDefault(c.BodyTimeout, 2*time.Second)
 	c.RequestTimeout = orDefault(c.RequestTimeout, 4*time.Second)
 	c.MaxRequests = orDefault(c.MaxRequests, 128)
 	c.MaxPageBytes = orDefault(c.MaxPageBytes, 32<<20)
@@ -82,6 +86,8 @@ func (c Config) Validate() error {
 		}
 	}
 	d := c.withDefaults()
+	check(d.BodyTimeout >= time.Millisecond && d.BodyTimeout <= 4*time.Second,
+		"body timeout is %s: it must be 1 ms to 4 s", d.BodyTimeout)
 	check(d.RequestTimeout >= 50*time.Millisecond && d.RequestTimeout <= 4500*time.Millisecond,
 		"request timeout is %s: it must be 50 ms to 4.5 s", d.RequestTimeout)
 	check(d.MaxRequests >= 1 && d.MaxRequests <= 10_000, "max requests is %d: it must be 1 to 10,000", d.MaxRequests)

@@ -296,6 +296,7 @@ func TestConfig(t *testing.T) {
 	}{
 		"defaults":        {Config{ClickHouse: ch}, ""},
 		"no clickhouse":   {Config{}, "clickhouse"},
+		"body timeout":    {Config{ClickHouse: ch, BodyTimeout: 5 * time.Second}, "body timeout is 5s"},
 		"request timeout": {Config{ClickHouse: ch, RequestTimeout: 5 * time.Second}, "request timeout is 5s"},
 		"max requests":    {Config{ClickHouse: ch, MaxRequests: -1}, "max requests is -1"},
 		"page bytes":      {Config{ClickHouse: ch, MaxPageBytes: 1}, "max page bytes is 1"},

@@ -87,7 +87,6 @@ func (s *Service) manageRoutes() []httpserver.Route {
 // manager answers with what respond returns.
 func (s *Service) manager(endpoint string, respond responder) http.Handler {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, maxManageBytes)
 		answer, err := s.manage(r, respond)
 		status := answer.status
 		if err != nil {
@@ -105,7 +104,7 @@ func (s *Service) manager(endpoint string, respond responder) http.Handler {
 		}
 		s.metrics.requests.WithLabelValues(endpoint, strconv.Itoa(status)).Inc()
 	})
-	return control.Require(s.view, control.ScopeAdmin, h)
+	return control.Require(s.view, control.ScopeAdmin, httpserver.LimitBody(maxManageBytes, s.cfg.BodyTimeout, h))
 }
 
 // manage calls next, once there is a slot for it where it makes a change.

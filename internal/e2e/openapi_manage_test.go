@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 )
@@ -86,6 +87,31 @@ func (a *api) manage() {
 				do(method, path, id, "nothing", `{"nonsense":1}`, 422)
 				do(method, path, id, "nothing", "{", 400)
 			}
+		}
+	}
+	for path, bodies := range map[string]map[string]string{
+		keys:       {http.MethodPost: newKey},
+		keyByID:    {http.MethodPatch: `{"name":"x"}`, http.MethodDelete: ""},
+		keyRoll:    {http.MethodPost: `{}`},
+		settings:   {http.MethodPatch: `{"rate_limit":null}`},
+		workspaces: {http.MethodPost: `{"name":"fifth"}`},
+		workspace:  {http.MethodPatch: `{"settings":{"rate_limit":null}}`, http.MethodDelete: ""},
+	} {
+		for method, body := range bodies {
+			id := key.ID
+			if path == workspace {
+				id = ws.ID
+			}
+			c := call{method: method, path: path, id: id, key: "nothing", header: http.Header{"Content-Type": {"application/json"}}}
+			c.url, c.body, c.status = a.misconfigured, text(body), 500
+			a.send(c)
+			if body == "" {
+				continue
+			}
+			slow, hold := io.Pipe()
+			c.url, c.body, c.status = "", slow, 408
+			a.send(c)
+			_ = hold.Close()
 		}
 	}
 	rolled := do(http.MethodPost, keys, "", "nothing", newKey, 201)

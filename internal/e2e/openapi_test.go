@@ -45,6 +45,8 @@ type api struct {
 	view   *control.View
 	// stopped serves the routes of a query service that does not run, nor knows any key.
 	stopped string
+	// misconfigured serves the routes of a query service that changes what is configured under another master key.
+	misconfigured string
 	// tokens by what they may do: read, write, nothing (admin of the operators' workspace), team (admin
 	// of another), limited (writes, at a rate), damaged (reads a
 	// workspace whose only event cannot be shown).
@@ -87,7 +89,7 @@ func newAPI(t *testing.T) *api {
 	}, logger)
 	a.must(err)
 	a.writer, a.view = writer, view
-	config := query.Config{ClickHouse: db.Config(), OperatorWorkspace: "main"}
+	config := query.Config{ClickHouse: db.Config(), OperatorWorkspace: "main", BodyTimeout: 300 * time.Millisecond}
 	reads, err := query.New(config, view, writer, reg, logger)
 	a.must(err)
 	a.run(reads.Run)
@@ -104,6 +106,15 @@ func newAPI(t *testing.T) *api {
 	stopped := httptest.NewServer(httpserver.NewRouter(logger, idle.Routes()...))
 	t.Cleanup(stopped.Close)
 	a.stopped = stopped.URL
+	other, err := control.NewWriter(control.WriterConfig{
+		Kafka: kafka.Config, MasterKey: control.MasterKey{2}, Partitions: kafka.Layout.Partitions, Timeout: time.Minute,
+	}, logger)
+	a.must(err)
+	wrong, err := query.New(config, view, other, prometheus.NewRegistry(), logger)
+	a.must(err)
+	misconfigured := httptest.NewServer(httpserver.NewRouter(logger, wrong.Routes()...))
+	t.Cleanup(misconfigured.Close)
+	a.misconfigured = misconfigured.URL
 
 	main := a.workspace(writer, "main", control.Settings{})
 	limited := a.workspace(writer, "limited", control.Settings{RateLimit: control.Limit{PerSecond: 0.001, Burst: 1}})
