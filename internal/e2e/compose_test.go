@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +35,7 @@ type composition struct {
 }
 
 // TestCompose brings up the production shape with several replicas of each service, uses it through its gateway, adds
-// a processor under load and kills another.
+// a processor under load, kills another, and in the end one of those behind the gateway.
 func TestCompose(t *testing.T) {
 	long(t)
 	project, err := loadCompose(t.Context(), "IMMUTABLE_SECRETS_GID=1000", "IMMUTABLE_SUBNET=127.0.0.0/8")
@@ -88,19 +86,33 @@ func TestCompose(t *testing.T) {
 	l.acknowledges(t, 200)
 	c.start(t, "processor")
 	group.shared(t, 4)
-	c.replicas["processor"][1].killGroup(t)
-	c.replicas["processor"] = slices.Delete(c.replicas["processor"], 1, 2)
+	c.kill(t, "processor")
 	l.acknowledges(t, 500)
 	group.shared(t, 3)
 	group.advances(t, 200)
 	t.Logf("before the load's end: %+v", l.Stats())
 	l.quit(t)
 	t.Logf("check: %s; %+v", c.check(t, 700), l.Stats())
+
+	// One of two behind the gateway is gone: nobody notices.
+	c.kill(t, "ingest")
+	c.kill(t, "query")
+	for range 10 {
+		c.post(t, []byte(`{"actor_id":"e2e","action":"replica.lost"}`))
+		c.get(t, "/events", url.Values{"limit": {"1"}}, new(page))
+	}
 	for _, name := range slices.Backward([]string{"query", "sinks", "processor", "ingest"}) {
 		for _, p := range c.replicas[name] {
 			p.stop(t)
 		}
 	}
+}
+
+// kill ends the first replica of a service at once.
+func (c *composition) kill(t *testing.T, name string) {
+	t.Helper()
+	c.replicas[name][0].killGroup(t)
+	c.replicas[name] = c.replicas[name][1:]
 }
 
 // brokerProperties are a container's, but for where it listens and what it is: those are the test's.
@@ -203,20 +215,12 @@ func (c *composition) healthy(t *testing.T, s types.ServiceConfig, p *process) {
 	})
 }
 
-// upstreams is how the gateway finds replicas: by DNS, which there is none of here.
-var upstreams = regexp.MustCompile(`dynamic a (\w+) 8080 \{[^}]*\}`)
-
-// startGateway runs the gateway with its real configuration.
+// startGateway runs the gateway over the replicas that there are: here is no DNS to find them by.
 func (c *composition) startGateway(t *testing.T) {
 	t.Helper()
-	dir := t.TempDir()
-	text, err := os.ReadFile(filepath.Join(root, "deploy/gateway/Caddyfile"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := upstreams.ReplaceAllStringFunc(string(text), func(m string) string {
+	c.gateway = startGateway(c.t, c.project, func(service string) string {
 		to := "to"
-		for _, p := range c.replicas[upstreams.FindStringSubmatch(m)[1]] {
+		for _, p := range c.replicas[service] {
 			addr, err := p.address("serving")
 			if err != nil {
 				t.Fatal(err)
@@ -224,36 +228,6 @@ func (c *composition) startGateway(t *testing.T) {
 			to += " " + addr
 		}
 		return to
-	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.gateway = l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := strings.Cut(c.gateway, ":")
-	if !strings.Contains(cfg, "\n:8080 {\n") || strings.Contains(cfg, "dynamic") {
-		t.Fatalf("the gateway's configuration has changed, and this test has not:\n%s", cfg)
-	}
-	cfg = strings.Replace(cfg, "\n:8080 {\n", "\n:"+port+" {\n\tbind 127.0.0.1\n", 1)
-	path := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(path, []byte(cfg), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	command := slices.Clone(c.project.Services["gateway"].Command)
-	command[slices.Index(command, "/etc/caddy/Caddyfile")] = path
-	p := start(c.t, "gateway", []string{"XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir}, program(t, "caddy"), command[1:]...)
-	eventually(t, startLimit, func() error {
-		if !p.running() {
-			t.Fatalf("the gateway has ended:\n%s", p.tail(40))
-		}
-		status, _, body, err := c.do(t.Context(), http.MethodGet, "http://"+queryHost+"/gateway/livez", nil, nil)
-		if err != nil || status != http.StatusOK || string(body) != "live" {
-			return fmt.Errorf("%d %q: %w", status, body, err)
-		}
-		return nil
 	})
 }
 
