@@ -12,6 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -150,6 +151,15 @@ func TestOpenTransaction(t *testing.T) {
 	want(t, found, diagnose.OK, "transactions", "1 transactions are open, none past its time")
 	// What is not committed does not wait for anybody.
 	want(t, found, diagnose.Warning, "group clickhouse", "has no member")
+
+	// Its coordinator has forgotten it.
+	c.Fake.ControlKey(int16(kmsg.ListTransactions), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.Fake.KeepControl()
+		return req.ResponseKind(), nil, true
+	})
+	found = run(t, diagnose.Config{Kafka: c.Config, Layout: c.Layout})
+	want(t, found, diagnose.Problem, "transactions", "a transaction on immutable.ledger/0 is open from offset 0")
+	want(t, found, diagnose.Problem, "transactions", "abort --topic immutable.ledger --partition 0 --start-offset 0")
 }
 
 func TestTopicsThatDiffer(t *testing.T) {

@@ -342,13 +342,16 @@ func (k *cluster) transactions(ctx context.Context) []Finding {
 			open = append(open, t.TxnID)
 		}
 	}
+	found, err := k.hanging(ctx)
+	if err != nil {
+		return failed("asking for hanging transactions", err)
+	}
 	if len(open) == 0 {
-		return ok("the coordinator answers; no transaction is open")
+		return orOK(found, "the coordinator answers; no transaction is open")
 	}
 	if described, err = k.admin.DescribeTransactions(ctx, open...); err != nil {
 		return failed("asking about open transactions", err)
 	}
-	var found []Finding
 	for _, t := range described.Sorted() {
 		if t.Err != nil || t.StartTimestamp <= 0 {
 			continue // it has ended since
@@ -366,6 +369,66 @@ func (k *cluster) transactions(ctx context.Context) []Finding {
 		}
 	}
 	return orOK(found, "the coordinator answers; %d transactions are open, none past its time", len(open))
+}
+
+// hanging finds transactions that are open in a partition and that no coordinator knows of: nothing will end them. A
+// coordinator knows of a transaction from before its first record until after its last marker, so one that it does not
+// know of, and that is open both before and after it was asked, hangs.
+func (k *cluster) hanging(ctx context.Context) (found []Finding, err error) {
+	before, err := k.open(ctx)
+	if err != nil || len(before) == 0 {
+		return nil, err
+	}
+	listed, err := k.admin.ListTransactions(ctx, nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort"})
+	if err != nil {
+		return nil, fmt.Errorf("listing transactions: %w", err)
+	}
+	known := make(map[int64]bool)
+	for _, t := range listed {
+		known[t.ProducerID] = true
+	}
+	after, err := k.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range before {
+		if known[t.producer] || !slices.Contains(after, t) {
+			continue
+		}
+		found = append(found, Finding{
+			Level: Problem,
+			Seen:  fmt.Sprintf("a transaction on %s/%d is open from offset %d, and its coordinator has ended it", t.topic, t.partition, t.from),
+			Why:   "readers of this partition stop before it, for ever",
+			Do: fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s abort --topic %s --partition %d --start-offset %d",
+				strings.Join(k.cfg.Kafka.Brokers, ","), t.topic, t.partition, t.from),
+		})
+	}
+	return found, nil
+}
+
+// openTransaction is one as a partition's leader has it.
+type openTransaction struct {
+	topic          string
+	partition      int32
+	producer, from int64 // producer id, first offset
+}
+
+// open returns the transactions that are open in partitions of ours, ordered.
+func (k *cluster) open(ctx context.Context) (open []openTransaction, err error) {
+	topics := make(kadm.TopicsSet)
+	for _, t := range schemas.Topics(k.cfg.Layout) {
+		topics.Add(t.Name)
+	}
+	described, err := k.admin.DescribeProducers(ctx, topics)
+	if err != nil {
+		return nil, fmt.Errorf("describing producers: %w", err)
+	}
+	for _, p := range described.SortedProducers() {
+		if p.CurrentTxnStartOffset >= 0 {
+			open = append(open, openTransaction{p.Topic, p.Partition, p.ProducerID, p.CurrentTxnStartOffset})
+		}
+	}
+	return open, nil
 }
 
 // coordinated asks again while the coordinator is not there: a new cluster makes the topic that it lives on when it is

@@ -9,7 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/kafka/realkafka"
 	"getimmutable.dev/immutable/internal/loadgen"
+	"getimmutable.dev/immutable/schemas"
 )
 
 // TestDiskFull fills the disk under `up`.
@@ -46,6 +52,75 @@ func TestDiskFull(t *testing.T) {
 	s.ready(t)
 	t.Logf("check: %s; %+v", s.check(t, 4_000), l.Stats())
 	s.stop(t)
+}
+
+// TestKafkaDiskFull fills the disk of a Kafka with a single replica under load, for longer than a transaction may be open.
+// The broker ends, events are refused, and with space the broker comes back. Events are accepted or refused, each in time,
+// and none that was accepted is lost or there twice.
+func TestKafkaDiskFull(t *testing.T) {
+	long(t)
+	disk := smallDisk(t)
+	t.Parallel() // mostly it waits
+	broker := realkafka.Start(t, realkafka.Config{Properties: map[string]string{
+		"log.dirs": filepath.Join(disk, "data"),
+		// Kafka's own. With a shorter one it aborts transactions while it starts, and most of the time they hang then.
+		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000",
+	}})
+	s := newServices(t, broker.EmptyInstallation(), clickhousetest.StartEmpty(t).DSN())
+	processor := s.service("processor")
+	s.ready(t, processor)
+	l := s.startLoad(t, loadgen.Config{Seed: 951, KeyedPercent: 100},
+		loadgen.ClientConfig{EventsPerRequest: 5, EventsPerSecond: 200, RequestTimeout: answered}, 100_000_000)
+	l.acknowledges(t, 500)
+
+	leaveOpen(t, broker, s.e.prefix+schemas.TopicLedger, s.layout.Partitions)
+	filler := filepath.Join(disk, "filler")
+	eventually(t, recovery, func() error {
+		fill(t, filler, 0)
+		if broker.Running(1) {
+			return errors.New("the broker runs on a full disk")
+		}
+		return nil
+	})
+	refusedFor(t, s, l, openFor+time.Second)
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	broker.Restart(t, 1)
+	began := time.Now()
+	l.acknowledges(t, 500)
+	id := s.post(t, []byte(`{"actor_id":"e2e","action":"outage.ended"}`))
+	admin, hung := kadm.NewClient(broker.Client(t)), 0
+	eventually(t, recovery, func() error {
+		hung += s.endHanging(t, admin) // a coordinator that was in the middle of an abort may leave some
+		return s.tryGet(t.Context(), "/events/"+id, nil, new(map[string]any))
+	})
+	t.Logf("readable after %s; %d hanging transactions", time.Since(began).Round(10*time.Millisecond), hung)
+	if stats := l.Stats(); stats.Failed > 0 { // before the load's own end cuts some short
+		t.Errorf("requests without an answer within %s: %+v", answered, stats)
+	}
+	l.quit(t)
+	t.Logf("check: %s; %+v", s.check(t, 1_000), l.Stats())
+	for _, p := range []*process{processor, s.ingest.Load(), s.query.Load(), s.sinks} {
+		p.stop(t)
+	}
+}
+
+// openFor is how long a transaction may be open: the processor's, and that of leaveOpen.
+const openFor = 10 * time.Second
+
+// leaveOpen leaves a transaction open in every partition of a topic, as a processor that is in the middle of one does.
+func leaveOpen(t *testing.T, broker *realkafka.Cluster, topic string, partitions int32) {
+	t.Helper()
+	cl := broker.Client(t, kgo.TransactionalID("left-open"), kgo.TransactionTimeout(openFor), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := cl.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	for p := range partitions {
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: p, Value: []byte("x")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // smallDisk mounts a file system of 512 MiB until the test's end. Without the right to, the test is skipped, or fails where

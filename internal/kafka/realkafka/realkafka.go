@@ -208,6 +208,9 @@ func (c *Cluster) EmptyInstallation() *kafkatest.Cluster {
 // Brokers are numbered from 1, as in their ids.
 func (c *Cluster) Kill(id int) { c.brokers[id-1].kill() }
 
+// Running says whether a broker's process runs: some faults end it.
+func (c *Cluster) Running(id int) bool { return c.brokers[id-1].running() }
+
 // Stop asks a broker to end, which hands its partitions to others, and waits for it.
 func (c *Cluster) Stop(tb testing.TB, id int) {
 	tb.Helper()
