@@ -252,6 +252,11 @@ func (a *attempt) records(ctx context.Context, c *change) ([]*kgo.Record, error)
 		return nil, err
 	}
 	c.event.ActorID, c.event.ActorType = a.by, a.actorType
+	requestID := httpserver.RequestID(ctx)
+	if requestID != "" {
+		// The record's own is for logs; readers of the ledger find it here.
+		c.event.Metadata["request_id"] = requestID
+	}
 	body, err := json.Marshal(c.event)
 	if err != nil {
 		return nil, fmt.Errorf("encode the event of a config change: %w", err)
@@ -262,7 +267,7 @@ func (a *attempt) records(ctx context.Context, c *change) ([]*kgo.Record, error)
 		ws.SecretPolicy = event.SecretsRedact
 	}
 	rec, err := event.NewBuilder().Build(ws, event.Input{
-		JSON: body, RecordedAt: now, RequestID: httpserver.RequestID(ctx),
+		JSON: body, RecordedAt: now, RequestID: requestID,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("build the event of a config change: %w", err)

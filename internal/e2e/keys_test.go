@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -38,20 +41,66 @@ func revokedKey(t *testing.T, s *stack, target ...string) {
 	}
 }
 
-// lastUsed returns when the key of a name was last used, as the command line shows it.
-func lastUsed(t *testing.T, s *upStack, name string) time.Time {
+// keyRow returns the columns of `keys list` for the key of a name.
+func keyRow(t *testing.T, s *upStack, name string) []string {
 	t.Helper()
 	for line := range strings.Lines(s.cli(t, "keys", "list", "--data="+s.data)) {
 		if columns := regexp.MustCompile(` {2,}`).Split(line, -1); columns[2] == name {
-			at, err := time.Parse(time.RFC3339, columns[7])
-			if err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			return at
+			return columns
 		}
 	}
 	t.Fatalf("there is no key %s", name)
-	return time.Time{}
+	return nil
+}
+
+// lastUsed returns when the key of a name was last used, as the command line shows it.
+func lastUsed(t *testing.T, s *upStack, name string) time.Time {
+	t.Helper()
+	text := keyRow(t, s, name)[7]
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+// changesInLedger makes changes over HTTP and finds each as an event that says who made it, in which request.
+func changesInLedger(t *testing.T, s *upStack) {
+	t.Helper()
+	author := "key:" + keyRow(t, s, "up")[0]
+	change := func(method, path, body, requestID string) string {
+		t.Helper()
+		header := http.Header{"X-Request-Id": {requestID}}
+		status, _, answer, err := s.do(t.Context(), method, readURL+path, header, []byte(body))
+		var changed struct{ Data struct{ ID string } }
+		if err = errors.Join(err, json.Unmarshal(answer, &changed)); err != nil || status >= 300 {
+			t.Fatalf("%s %s: %d %s: %v", method, path, status, answer, err)
+		}
+		return changed.Data.ID
+	}
+	id := change(http.MethodPost, "/keys", `{"name":"reported","scopes":["events:read"]}`, "change-1")
+	change(http.MethodPatch, "/keys/"+id, `{"name":"renamed"}`, "change-2")
+	change(http.MethodPost, "/keys/"+id+"/roll", `{}`, "change-3")
+	change(http.MethodDelete, "/keys/"+id, "", "change-4")
+	var got page
+	eventually(t, 10*time.Second, func() error {
+		query := url.Values{"resource": {"api_key"}, "resource_id": {id}, "order": {"asc"}}
+		if err := s.tryGet(t.Context(), "/events", query, &got); err != nil {
+			return err
+		}
+		if len(got.Data) < 4 {
+			return fmt.Errorf("%d of 4 changes are readable", len(got.Data))
+		}
+		return nil
+	})
+	for i, action := range []string{"created", "updated", "rolled", "revoked"} {
+		ev := got.Data[i]
+		metadata, _ := ev["metadata"].(map[string]any)
+		if ev["action"] != "api_key."+action || ev["actor_id"] != author || ev["actor_type"] != "api_key" ||
+			metadata["request_id"] != fmt.Sprint("change-", i+1) {
+			t.Errorf("change %d: %v", i+1, ev)
+		}
+	}
 }
 
 func expect(service string, do func() (int, error), want int) error {

@@ -26,6 +26,7 @@ func TestUp(t *testing.T) {
 	t.Run("fixtures of the clients", func(t *testing.T) { posted += postFixtures(t, s, "events-sdk") })
 	t.Run("unknown paths", func(t *testing.T) { unknownPaths(t, s) })
 	t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, "--data="+s.data) })
+	t.Run("changes in the ledger", func(t *testing.T) { changesInLedger(t, s) })
 	t.Run("second start on the same data", func(t *testing.T) {
 		p := start(t, "second-up", nil, s.binary, "up", "--addr=127.0.0.1:0", "--data="+s.data)
 		if state := p.wait(t, startLimit); state.ExitCode() != 1 || !strings.Contains(p.tail(20), s.data) {
