@@ -23,6 +23,9 @@ func readOptions(topic string, from int64) []kgo.Opt {
 		kgo.FetchMaxWait(fetchMaxWait),
 		kgo.FetchMaxBytes(4 << 20),
 		kgo.FetchMaxPartitionBytes(4 << 20),
+		// Both would have the client's end wait for a Kafka that does not answer; a session spares nothing with one partition.
+		kgo.DisableFetchSessions(),
+		kgo.DisableClientMetrics(),
 	}
 }
 

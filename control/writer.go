@@ -22,8 +22,8 @@ import (
 const (
 	// transactionTimeout is how long a writer that died can hold up the readers.
 	transactionTimeout = 3 * time.Second
-	// endTimeout bounds the end of a transaction, which is not given up when the caller's context ends.
-	endTimeout = 5 * time.Second
+	// endTimeout is how long the end of a transaction may take after the time of the change is up.
+	endTimeout = 500 * time.Millisecond
 
 	maxAttempts    = 12
 	firstRetryWait = 20 * time.Millisecond
@@ -40,7 +40,8 @@ type WriterConfig struct {
 	MasterKey MasterKey
 	// Partitions of the events topic, at least 1: the most lanes that a workspace may have.
 	Partitions int32
-	// Timeout bounds one change with all its attempts, and one Snapshot. 1 s to 1 min; default 15 s.
+	// Timeout bounds one change with all its attempts, but for half a second more if it is up while the last one ends; and
+	// one Snapshot. 1 s to 1 min; default 15 s.
 	Timeout time.Duration
 }
 
@@ -296,8 +297,9 @@ func (a *attempt) commit(ctx context.Context, cl *kgo.Client, records []*kgo.Rec
 	if err := cl.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin a config change: %w", err)
 	}
-	// The end is not left to the caller's context: an answer that nobody waited for would leave the outcome open.
-	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), transactionTimeout+endTimeout)
+	// A caller that leaves does not cut the end short: an answer that nobody waited for would leave the outcome open.
+	deadline, _ := ctx.Deadline() // of WriterConfig.Timeout
+	endCtx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(endTimeout))
 	defer cancel()
 	if err := cl.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		err = fmt.Errorf("write a config change: %w", err)

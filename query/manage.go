@@ -21,8 +21,9 @@ import (
 	"getimmutable.dev/immutable/internal/httpserver"
 )
 
-// ChangeTimeout is what the Writer of a Service should have: clients give up after 5 s.
-const ChangeTimeout = 4 * time.Second
+// ChangeTimeout is what the Writer of a Service should have: clients give up after 5 s, and the end of a change may take half
+// a second more.
+const ChangeTimeout = 3500 * time.Millisecond
 
 const (
 	// maxManageBytes bounds the body of a request that changes what is configured.
