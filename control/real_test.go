@@ -16,6 +16,7 @@ func TestRealBroker(t *testing.T) {
 	t.Run("several writers", func(t *testing.T) { writersRace(t, brokers.Installation(t), 3, 2, 3) })
 	t.Run("a stalled rival", func(t *testing.T) { stalledRivalIsFenced(t, brokers.Installation(t)) })
 	t.Run("a rival in between", func(t *testing.T) { writerFencedTriesAgain(t, brokers.Installation(t)) })
+	t.Run("last use of keys", func(t *testing.T) { keysLastUsed(t, brokers.Installation(t)) })
 	for name, verdict := range map[string]realkafka.Verdict{
 		"committed, unknown error": {Answer: func(resp kmsg.Response) {
 			resp.(*kmsg.EndTxnResponse).ErrorCode = kerr.UnknownServerError.Code
