@@ -49,10 +49,15 @@ type management struct {
 	keyID, workspaceID string
 }
 
-func newManagement(t *testing.T) *management {
+// newManagement leaves topics out that are named without their prefix.
+func newManagement(t *testing.T, without ...string) *management {
 	t.Helper()
 	m := &management{api: &api{t: t, tokens: map[string]string{}}, folder: t.TempDir()}
 	m.kafka = kafkatest.Start(t, kfake.DataDir(m.folder))
+	for _, topic := range without {
+		_, err := kadm.NewClient(m.kafka.Client(t)).DeleteTopic(t.Context(), m.kafka.Config.Topic(topic))
+		m.must(err)
+	}
 	logger := slog.New(slog.DiscardHandler)
 	var err error
 	m.view, err = control.NewView(control.ViewConfig{Kafka: m.kafka.Config, MasterKey: control.MasterKey{1}}, nil, logger)
@@ -177,6 +182,32 @@ func (m *management) reported() (list []string) {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// TestLastUseNotKnown: where the topic of last uses cannot be read, nobody is told that a key was never used, and all the rest
+// works.
+func TestLastUseNotKnown(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		var without []string
+		if !known {
+			without = []string{schemas.TopicKeyUsage}
+		}
+		m := newManagement(t, without...)
+		used, never := change{method: http.MethodGet, path: "/api/v1/keys"}, change{method: http.MethodGet, path: "/api/v1/keys/" + m.keyID}
+		if known {
+			m.eventually(func() bool { _, known := m.view.LastUsed([16]byte{}); return known })
+		}
+		if status, _, body, _ := m.do(used); status != http.StatusOK || strings.Contains(body, `"last_used_at":"2`) != known {
+			t.Errorf("known %t: %d %s", known, status, body)
+		}
+		if status, _, body, _ := m.do(never); status != http.StatusOK || strings.Contains(body, `"last_used_at":null`) != known ||
+			strings.Contains(body, "last_used_at") != known {
+			t.Errorf("known %t: %d %s", known, status, body)
+		}
+		if status, _, body, _ := m.do(m.changes()[1]); status != http.StatusOK {
+			t.Errorf("known %t: %d %s", known, status, body)
+		}
+	}
 }
 
 // TestChangesWithoutKafka: while Kafka is away every change is refused in time, and none of them is made, in part or
