@@ -52,3 +52,23 @@ func TestKeysListLastUsed(t *testing.T) {
 		t.Errorf("%s, %s", used, log)
 	}
 }
+
+// TestUpgrade: on the topics of an older version a service says what is missing and what to run, and starts after that.
+func TestUpgrade(t *testing.T) {
+	c := kafkatest.Start(t)
+	topic := c.Config.Topic(schemas.TopicKeyUsage)
+	if _, err := kadm.NewClient(c.Client(t)).DeleteTopic(t.Context(), topic); err != nil {
+		t.Fatal(err)
+	}
+	s := newService(&process{logger: slog.New(slog.DiscardHandler)}, serviceFlags{})
+	err := s.checkKafka(t.Context(), c.Config, c.Layout)
+	if err == nil || !strings.Contains(err.Error(), topic+": missing") || !strings.Contains(err.Error(), "`immutable topics create`") {
+		t.Errorf("%v", err)
+	}
+	if code := run([]string{"topics", "create", "--kafka=" + c.Config.Brokers[0], "--partitions=4", "--allow-single-replica"}); code != 0 {
+		t.Errorf("topics create: exit code %d", code)
+	}
+	if err := s.checkKafka(t.Context(), c.Config, c.Layout); err != nil {
+		t.Error(err)
+	}
+}
