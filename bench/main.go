@@ -2,7 +2,7 @@
 // machine to machine, ratios within one run less so. It alternates the arms of each figure (A B A B ...), and gives
 // medians with their spread. Nothing here fails because something was slow: the goals are printed beside the results.
 //
-//	go run . [-count 6] [-run regexp] [-benchtime 1s]
+//	go run . [-count 6] [-run regexp] [-benchtime 1s] [-kafka apache]
 //
 // The benchmarks themselves are Go benchmarks in the packages that they measure. What only the whole program can show
 // (memory, accepted to readable) is measured on `immutable up` as a child process.
@@ -28,19 +28,26 @@ func main() {
 	count := flag.Int("count", 6, "repetitions of each arm")
 	benchtime := flag.String("benchtime", "1s", "as in go test")
 	run := flag.String("run", ".", "which figures, by a regular expression over their names")
+	kafka := flag.String("kafka", "", "apache: a real broker, for the figures that can use one (Java and Maven needed)")
 	events := flag.Int("events", 200_000, "events to load for the figures of the whole program")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *count, *benchtime, *run, *events); err != nil {
+	if err := bench(ctx, *count, *benchtime, *run, *kafka, *events); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, count int, benchtime, run string, events int) error {
+func bench(ctx context.Context, count int, benchtime, run, kafka string, events int) error {
 	if count < 1 {
 		return errors.New("-count must be at least 1")
+	}
+	if kafka != "" && kafka != "apache" {
+		return errors.New("-kafka must be apache, or left out")
+	}
+	if err := os.Setenv("IMMUTABLE_BENCH_KAFKA", kafka); err != nil { // for the benchmarks
+		return err
 	}
 	want, err := regexp.Compile(run)
 	if err != nil {
@@ -62,7 +69,7 @@ func bench(ctx context.Context, count int, benchtime, run string, events int) er
 	fmt.Fprintln(table, "| figure\t| this\t| divided by\t| ratio\t| goal\t|")
 	fmt.Fprintln(table, "|---\t|---\t|---\t|---\t|---\t|")
 	for _, f := range figures {
-		if !want.MatchString(f.name) {
+		if !want.MatchString(f.name) || f.kafka != kafka && f.kafka != anyKafka {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring %s\n", f.name)
@@ -72,7 +79,7 @@ func bench(ctx context.Context, count int, benchtime, run string, events int) er
 		}
 		f.print(table, runs)
 	}
-	if want.MatchString("whole program") {
+	if want.MatchString("whole program") && kafka == "" {
 		fmt.Fprintln(os.Stderr, "measuring the whole program")
 		if err := wholeProgram(ctx, table, root, dir, events); err != nil {
 			return fmt.Errorf("whole program: %w", err)

@@ -25,6 +25,7 @@ import (
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/internal/kafka/realkafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -50,6 +51,9 @@ func serveBroker(dir string) error {
 // startBroker starts a broker in a child process.
 func startBroker(b *testing.B) *kafkatest.Cluster {
 	b.Helper()
+	if c := realkafka.ForBenchmark(b); c != nil {
+		return c.Installation(b)
+	}
 	child := exec.CommandContext(context.Background(), os.Args[0])
 	child.Env = append(os.Environ(), brokerEnv+"="+b.TempDir())
 	child.Stderr = os.Stderr
@@ -189,7 +193,7 @@ func BenchmarkSingle(b *testing.B) {
 		}
 	}
 	r := newRig(b, cluster, nil)
-	client := cluster.Client(b, kgo.DefaultProduceTopic("immutable.events"), kgo.ProducerLinger(0))
+	client := cluster.Client(b, kgo.DefaultProduceTopic(cluster.Config.Topic(schemas.TopicEvents)), kgo.ProducerLinger(0))
 	server, err := httpserver.New(httpserver.Config{Addr: "127.0.0.1:0"}, http.HandlerFunc(
 		func(w http.ResponseWriter, req *http.Request) {
 			body, err := io.ReadAll(req.Body)

@@ -13,9 +13,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/internal/kafka/realkafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -30,13 +32,14 @@ func benchRecords(tb testing.TB, n int, keyed bool) []*kgo.Record {
 	tb.Helper()
 	b := event.NewBuilder()
 	records := make([]*kgo.Record, n)
+	now := time.Now().UnixMicro() // a real broker deletes what is old
 	for i := range records {
 		ws := &event.Workspace{
 			ID: [16]byte(fill(16, uint64(i%20), 2)), Incarnation: [16]byte(fill(16, uint64(i%20), 3)), Lanes: testLanes,
 		}
 		in := event.Input{
 			JSON:       fmt.Appendf(nil, benchEvent, i%1000, i%5000, i),
-			RecordedAt: time.UnixMicro(1_790_000_000_000_000 + int64(i)),
+			RecordedAt: time.UnixMicro(now + int64(i)),
 		}
 		if keyed {
 			in.IdempotencyKey = fmt.Sprintf("key-%d", i)
@@ -93,30 +96,69 @@ func BenchmarkSeal(b *testing.B) {
 
 // BenchmarkSealTopic seals a topic of 200,000 records, and copies the same topic, exactly once and with the same
 // settings, for comparison: on a broker that syncs to disk, as the one under `up` does, and on one that does not, which
-// leaves nothing to wait for but CPU. Goal: sealing at 0.6 of the copy's records a second.
+// leaves nothing to wait for but CPU; or on a real one. Goal: sealing at 0.6 of the copy's records a second.
 func BenchmarkSealTopic(b *testing.B) {
-	records := benchRecords(b, sealTopicRecords, true)
-	b.Run("sync", func(b *testing.B) { compareSealing(b, records, kfake.SyncWrites()) })
-	b.Run("nosync", func(b *testing.B) { compareSealing(b, records) })
+	benchBrokers(b, func(b *testing.B, cluster func(*testing.B) *kafkatest.Cluster) {
+		b.Helper()
+		compare(b, cluster, 200_000, arm{"copied", copyTopic}, arm{"sealed", sealTopic})
+	})
 }
 
-const sealTopicRecords = 200_000
+// BenchmarkTwoProcessors seals with two processors and with one, from the moment when they start, so that the time in which
+// two share the partitions counts. Goal: 1.6 where broker and processors have cores of their own.
+func BenchmarkTwoProcessors(b *testing.B) {
+	two := func(ctx context.Context, cfg Config) error {
+		var g errgroup.Group
+		for range 2 {
+			g.Go(func() error { return sealTopic(ctx, cfg) })
+		}
+		return g.Wait()
+	}
+	benchBrokers(b, func(b *testing.B, cluster func(*testing.B) *kafkatest.Cluster) {
+		b.Helper()
+		compare(b, cluster, 400_000, arm{"one", sealTopic}, arm{"two", two})
+	})
+}
 
-func compareSealing(b *testing.B, records []*kgo.Record, broker ...kfake.Opt) {
+// benchBrokers runs a comparison on the embedded broker, syncing to disk and not, or on a real one.
+func benchBrokers(b *testing.B, run func(*testing.B, func(*testing.B) *kafkatest.Cluster)) {
 	b.Helper()
-	const n = sealTopicRecords
-	var copied, sealed, ratios, cpu []float64
+	arm := func(name string, cluster func(*testing.B) *kafkatest.Cluster) {
+		b.Run(name, func(b *testing.B) { run(b, cluster) })
+	}
+	if apache := realkafka.ForBenchmark(b); apache != nil {
+		arm("apache", func(b *testing.B) *kafkatest.Cluster { b.Helper(); return apache.Installation(b) }) // each on topics of its own; the broker is warm for all
+		return
+	}
+	embedded := func(opts ...kfake.Opt) func(*testing.B) *kafkatest.Cluster {
+		return func(b *testing.B) *kafkatest.Cluster { b.Helper(); return kafkatest.Start(b, opts...) }
+	}
+	arm("sync", embedded(kfake.SyncWrites()))
+	arm("nosync", embedded())
+}
+
+type arm struct {
+	name string
+	run  func(context.Context, Config) error
+}
+
+// compare reports what this does, and its ratio to base.
+func compare(b *testing.B, cluster func(*testing.B) *kafkatest.Cluster, records int, base, this arm) {
+	b.Helper()
+	n := float64(records)
+	input := benchRecords(b, records, true)
+	var bases, these, ratios, cpu []float64
 	for b.Loop() {
-		// A broker of its own for each: the second must not find it warm.
-		c, s := benchTopic(b, records, copyTopic, broker...), benchTopic(b, records, sealTopic, broker...)
-		copied, sealed = append(copied, n/c.wall.Seconds()), append(sealed, n/s.wall.Seconds())
-		ratios, cpu = append(ratios, c.wall.Seconds()/s.wall.Seconds()), append(cpu, c.cpu.Seconds()/s.cpu.Seconds())
-		b.Logf("records a second: copied %.0f, sealed %.0f; microseconds of CPU each: %.2f, %.2f",
-			n/c.wall.Seconds(), n/s.wall.Seconds(), c.cpu.Seconds()/n*1e6, s.cpu.Seconds()/n*1e6)
+		// A cluster of its own for each: the second must not find it warm.
+		x, y := benchTopic(b, input, base.run, cluster(b)), benchTopic(b, input, this.run, cluster(b))
+		bases, these = append(bases, n/x.wall.Seconds()), append(these, n/y.wall.Seconds())
+		ratios, cpu = append(ratios, x.wall.Seconds()/y.wall.Seconds()), append(cpu, x.cpu.Seconds()/y.cpu.Seconds())
+		b.Logf("records a second: %s %.0f, %s %.0f; microseconds of CPU each: %.2f, %.2f",
+			base.name, n/x.wall.Seconds(), this.name, n/y.wall.Seconds(), x.cpu.Seconds()/n*1e6, y.cpu.Seconds()/n*1e6)
 	}
 	median := func(v []float64) float64 { slices.Sort(v); return v[len(v)/2] }
-	b.ReportMetric(median(copied), "copied/s")
-	b.ReportMetric(median(sealed), "sealed/s")
+	b.ReportMetric(median(bases), base.name+"/s")
+	b.ReportMetric(median(these), this.name+"/s")
 	b.ReportMetric(median(ratios), "ratio")
 	b.ReportMetric(median(cpu), "cpu-ratio")
 	b.ReportMetric(0, "ns/op")
@@ -136,10 +178,9 @@ func cpuTime(b *testing.B) time.Duration {
 
 // benchTopic measures until all input of a new cluster is committed.
 func benchTopic(
-	b *testing.B, records []*kgo.Record, run func(context.Context, Config) error, broker ...kfake.Opt,
+	b *testing.B, records []*kgo.Record, run func(context.Context, Config) error, c *kafkatest.Cluster,
 ) cost {
 	b.Helper()
-	c := kafkatest.Start(b, broker...)
 	fresh := make([]*kgo.Record, len(records))
 	for i, r := range records {
 		fresh[i] = &kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value, Timestamp: r.Timestamp}
@@ -156,7 +197,9 @@ func benchTopic(
 	if err := <-done; err != nil {
 		b.Fatal(err)
 	}
-	c.Fake.Close()
+	if c.Fake != nil {
+		c.Fake.Close()
+	}
 	return took
 }
 
