@@ -37,6 +37,10 @@ var figures = []figure{
 		this: metric{"ndjson", "cpu-us/event"}, base: metric{"raw", "cpu-us/event"}, goal: "< 12 us", kafka: anyKafka,
 	},
 	{
+		name: "ingest, p99 at half of its top rate, against raw produce", pkg: "ingest", bench: "HalfRate", benchtime: "20000x",
+		this: metric{"ingest", "p99-ms"}, base: metric{"raw", "p99-ms"}, goal: "<= 2.0", kafka: anyKafka,
+	},
+	{
 		name: "seal, against a plain exactly-once copy", pkg: "processor", bench: "SealTopic/sync", benchtime: "7x",
 		this: metric{"sync", "sealed/s"}, base: metric{"sync", "copied/s"}, goal: ">= 0.60", once: true,
 	},
@@ -47,6 +51,26 @@ var figures = []figure{
 	{
 		name: "seal, against a plain exactly-once copy, on a real broker", pkg: "processor", bench: "SealTopic/apache", benchtime: "7x",
 		this: metric{"apache", "sealed/s"}, base: metric{"apache", "copied/s"}, goal: ">= 0.60", once: true, kafka: "apache",
+	},
+	{
+		name: "seal, against an at-least-once copy", pkg: "processor", bench: "SealTopicAtLeastOnce/sync", benchtime: "5x",
+		this: metric{"sync", "sealed/s"}, base: metric{"sync", "copied/s"}, goal: ">= 0.55", once: true,
+	},
+	{
+		name: "seal, against an at-least-once copy, on a real broker", pkg: "processor", bench: "SealTopicAtLeastOnce/apache",
+		benchtime: "5x", this: metric{"apache", "sealed/s"}, base: metric{"apache", "copied/s"}, goal: ">= 0.55", once: true, kafka: "apache",
+	},
+	{
+		name: "from accepted to the ledger, p99, at 10,000 events/s", pkg: "processor", bench: "SmallLoad/sync", benchtime: "1000x",
+		this: metric{"sync", "p99-ms"}, goal: "<= 250 ms",
+	},
+	{
+		name: "from accepted to the ledger, p99, at 10,000 events/s, on a real broker", pkg: "processor", bench: "SmallLoad/apache",
+		benchtime: "1000x", this: metric{"apache", "p99-ms"}, goal: "<= 250 ms", kafka: "apache",
+	},
+	{
+		name: "from the ledger to a row, one event at a time, p99", pkg: "sinks/chwriter", bench: "Readable", benchtime: "100x",
+		this: metric{"", "p99-ms"}, goal: "< 2 s", kafka: anyKafka,
 	},
 	{
 		name: "two processors against one", pkg: "processor", bench: "TwoProcessors/sync", benchtime: "5x",

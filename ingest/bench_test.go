@@ -14,12 +14,14 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/httpserver"
@@ -279,4 +281,76 @@ func BenchmarkBuild(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkHalfRate compares the latency of POST /events with that of producing the same record, both at half the rate that
+// ingest takes at most, which it measures first: from when a request was due, so that one that is late makes the next
+// ones late too.
+func BenchmarkHalfRate(b *testing.B) {
+	cluster := startBroker(b)
+	r := newRig(b, cluster, nil)
+	text := sample(b)
+	built, err := event.NewBuilder().Build(r.workspace.ForEvents(), event.Input{JSON: text, RecordedAt: time.Now()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	client := cluster.Client(b, producerOptions(r.service.cfg, r.service.topic)...)
+	raw := func() func() error {
+		return func() error {
+			return client.ProduceSync(b.Context(), &kgo.Record{
+				Key: built.Key, Value: built.Value, Timestamp: time.Now(),
+				Partition: event.Partition(r.workspace.ID, built.Lane, cluster.Layout.Partitions),
+			}).FirstErr()
+		}
+	}
+	post := func() func() error {
+		c := dial(b, r.url, onePath, "application/json", r.token, text)
+		b.Cleanup(func() { c.conn.Close() })
+		return c.send
+	}
+	const probe = 20_000
+	begin := time.Now()
+	paced(b, probe, 0, post)
+	interval := 2 * time.Since(begin) / probe
+	b.Run("raw", func(b *testing.B) { reportLatency(b, paced(b, b.N, interval, raw)) })
+	b.Run("ingest", func(b *testing.B) { reportLatency(b, paced(b, b.N, interval, post)) })
+}
+
+// paced calls what 64 workers make n times, every interval one, and returns how long each call took since it was due; with
+// interval 0 as fast as it can.
+func paced(b *testing.B, n int, interval time.Duration, worker func() func() error) []time.Duration {
+	b.Helper()
+	took := make([]time.Duration, n)
+	var next atomic.Int64
+	var g errgroup.Group
+	begin := time.Now()
+	for range 64 {
+		do := worker()
+		g.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return nil
+				}
+				due := begin.Add(time.Duration(i) * interval)
+				time.Sleep(time.Until(due))
+				if err := do(); err != nil {
+					return err
+				}
+				took[i] = time.Since(due)
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return took
+}
+
+func reportLatency(b *testing.B, took []time.Duration) {
+	b.Helper()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(0, "ns/op")
 }
