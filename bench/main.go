@@ -5,7 +5,7 @@
 //	go run . [-count 6] [-run regexp] [-benchtime 1s] [-kafka apache]
 //
 // The benchmarks themselves are Go benchmarks in the packages that they measure. What only the whole program can show
-// (memory, accepted to readable) is measured on `immutable up` as a child process.
+// (memory, accepted to readable, neighbours) is measured on `immutable up` as a child process.
 package main
 
 import (
@@ -83,6 +83,12 @@ func bench(ctx context.Context, count int, benchtime, run, kafka string, events 
 		fmt.Fprintln(os.Stderr, "measuring the whole program")
 		if err := wholeProgram(ctx, table, root, dir, events); err != nil {
 			return fmt.Errorf("whole program: %w", err)
+		}
+	}
+	if want.MatchString(hundredName) {
+		fmt.Fprintln(os.Stderr, "measuring "+hundredName)
+		if err := hundredWorkspaces(ctx, table, root, dir, count, events); err != nil {
+			return fmt.Errorf("%s: %w", hundredName, err)
 		}
 	}
 	return table.Flush()

@@ -37,12 +37,9 @@ type program struct {
 // wholeProgram measures what only `up` can show: memory, idle and under load, and how long an accepted event takes to be
 // readable.
 func wholeProgram(ctx context.Context, table io.Writer, root, dir string, events int) error {
-	binary := filepath.Join(dir, "immutable")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/immutable")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building: %w\n%s", err, out)
+	binary, err := build(ctx, root, dir)
+	if err != nil {
+		return err
 	}
 	data := filepath.Join(dir, "data")
 	p, err := start(ctx, root, binary, data)
@@ -83,6 +80,18 @@ func wholeProgram(ctx context.Context, table io.Writer, root, dir string, events
 	}
 	row(table, "restart after the load", again.took.Round(time.Millisecond).String(), "", "", "< 5 s")
 	return again.stop()
+}
+
+// build returns the path of a binary as it is shipped.
+func build(ctx context.Context, root, dir string) (string, error) {
+	binary := filepath.Join(dir, "immutable")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/immutable")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building: %w\n%s", err, out)
+	}
+	return binary, nil
 }
 
 func start(ctx context.Context, root, binary, data string) (*program, error) {
