@@ -268,6 +268,7 @@ func (r *gatewayRig) send(t *testing.T, method, path string, content io.Reader, 
 
 // TestGateway holds the gateway to what its configuration promises, with replicas that answer what they have got.
 func TestGateway(t *testing.T) {
+	long(t)
 	r := newGatewayRig(t)
 	r.dns.set("ingest", dead, live)
 	r.dns.set("query", dead)
