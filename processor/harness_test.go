@@ -18,8 +18,10 @@ import (
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
-// deadline is how long a test waits for what must happen. It is never reached when all is well.
-const deadline = time.Minute
+// deadline is how long a test waits for what must happen. It is never reached when all is well. It covers what the settings
+// of these tests allow where brokers freeze: a take-over that gives up, three times TakeOverTimeout of 18 s, RetryInterval
+// of 60 s, and another take-over.
+const deadline = 3 * time.Minute
 
 // await waits until done returns nil. A question that a broker leaves unanswered is asked again.
 func await(tb testing.TB, what string, done func(ctx context.Context) error) {
@@ -27,7 +29,7 @@ func await(tb testing.TB, what string, done func(ctx context.Context) error) {
 	ctx, cancel := context.WithTimeout(tb.Context(), deadline)
 	defer cancel()
 	ask := func() error {
-		ctx, cancel := context.WithTimeout(ctx, deadline/6)
+		ctx, cancel := context.WithTimeout(ctx, deadline/18)
 		defer cancel()
 		return done(ctx)
 	}

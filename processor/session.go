@@ -44,6 +44,10 @@ const (
 	// metadataWait is how soon the client asks again who leads a partition: a leader that fails must be replaced, and the
 	// new one found, within TransactionTimeout.
 	metadataWait = 250 * time.Millisecond
+	// answerTimeout is how long a broker may take over an answer, beyond what it was asked to wait, where another can be
+	// asked instead. A new client asks any of them first, a frozen one too, and a take-over makes two: franz-go's 10 s
+	// would be most of its time.
+	answerTimeout = 3 * time.Second
 	// rebalanceTimeout is how long the group waits for its members to join anew.
 	rebalanceTimeout = time.Minute
 	// leaveTimeout bounds leaving the group.
@@ -76,7 +80,7 @@ func (p *Processor) newSession(ctx context.Context, lost map[int32]error) (*sess
 		}
 	}
 	var err error
-	if s.admin, err = kgo.NewClient(p.clients...); err != nil {
+	if s.admin, err = kgo.NewClient(p.lookups()...); err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	if err := kafka.CheckTopics(ctx, s.admin, p.topics); err != nil {
@@ -88,6 +92,15 @@ func (p *Processor) newSession(ctx context.Context, lost map[int32]error) (*sess
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	return s, nil
+}
+
+// lookups is what clients are made with that only ask and read.
+func (p *Processor) lookups() []kgo.Opt {
+	return slices.Concat(p.clients, []kgo.Opt{
+		kgo.MetadataMinAge(metadataWait),
+		kgo.RequestTimeoutOverhead(answerTimeout),
+		kgo.FetchMaxWait(fetchWait),
+	})
 }
 
 // options is what the session's client is made with.

@@ -337,7 +337,7 @@ func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record))
 	if left == 0 {
 		return nil
 	}
-	cl, err := kgo.NewClient(slices.Concat(s.clients, []kgo.Opt{
+	cl, err := kgo.NewClient(slices.Concat(s.lookups(), []kgo.Opt{
 		kgo.ConsumePartitions(offsets),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Only by seeing what is at the last offset before the high watermark, or behind it, is the end known. That is
