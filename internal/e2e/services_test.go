@@ -171,6 +171,7 @@ func TestServices(t *testing.T) {
 			t.Parallel() // mostly it waits for sessions to end
 			s := newServices(t, tc.kafka(t), clickhousetest.StartEmpty(t).DSN())
 			t.Run("revoked key", func(t *testing.T) { revokedKey(t, s.stack, s.target()...) })
+			t.Run("readable", func(t *testing.T) { readable(t, s) })
 			t.Run("processors", func(t *testing.T) { processors(t, s) })
 			t.Run("crash points", func(t *testing.T) { serviceCrashes(t, s) })
 			for _, p := range []*process{s.ingest.Load(), s.query.Load(), s.sinks} {
