@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -243,20 +244,23 @@ func (s *server) holdsLedger(ctx context.Context) []Finding {
 		next[int32(r.Partition)] = int64(r.Next)
 	}
 	var found []Finding
-	var gaps []span
+	var gaps []kafka.Span
 	for p, end := range ends[topic] {
-		if next[p] > end.Offset {
+		commit, known := commits.Lookup(topic, p)
+		whose, to := "ClickHouse has rows", next[p]
+		if known && commit.At > to {
+			whose, to = "the group committed", commit.At
+		}
+		if to > end.Offset {
 			found = append(found, Finding{
-				Level: Problem, Seen: fmt.Sprintf("%s/%d ends at offset %d, and ClickHouse has rows to %d", topic, p, end.Offset, next[p]),
+				Level: Problem, Seen: fmt.Sprintf("%s/%d ends at offset %d, and %s to %d", topic, p, end.Offset, whose, to),
 				Why: "the topic lost records or was created anew; the writer halts rather than mix two ledgers",
 				Do:  "restore the topic: docs/operations.md, Losing Kafka",
 			})
+			continue
 		}
-		commit, known := commits.Lookup(topic, p)
-		from := max(next[p], starts[topic][p].Offset)
-		if known && commit.At > from {
-			gaps = append(gaps, span{topic: topic, partition: p, from: from, to: commit.At})
-		}
+		// Where the group is not further than the rows, there is nothing between.
+		gaps = append(gaps, kafka.Span{Topic: topic, Partition: p, From: max(next[p], starts[topic][p].Offset), To: to})
 	}
 	waiting, err := firstRecords(ctx, s.cfg, gaps)
 	if err != nil {
@@ -267,7 +271,7 @@ func (s *server) holdsLedger(ctx context.Context) []Finding {
 			Level: Problem,
 			Seen:  fmt.Sprintf("%s/%d: ClickHouse lacks rows from offset %d on, and the group committed past them", topic, r.Partition, r.Offset),
 			Why:   "events that were accepted are not on the timeline: ClickHouse has lost rows, or was restored from an older backup",
-			Do:    "move the group back, with sinks stopped: docs/operations.md, Losing ClickHouse",
+			Do:    "stop every sinks, or `up`, and run immutable rebuild: docs/operations.md, Losing ClickHouse",
 		})
 	}
 	return orOK(found, "every record that the group committed is in the table leaves")

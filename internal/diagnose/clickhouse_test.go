@@ -88,6 +88,8 @@ func TestRowsAgainstTheLedger(t *testing.T) {
 	want(t, run(t, cfg), diagnose.Problem, check, "lacks rows from offset 1 on")
 	row(2)
 	want(t, run(t, cfg), diagnose.OK, check, "every record that the group committed")
+	commit(5)
+	want(t, run(t, cfg), diagnose.Problem, check, "ends at offset 3, and the group committed to 5")
 	row(7)
 	want(t, run(t, cfg), diagnose.Problem, check, "ends at offset 3, and ClickHouse has rows to 8")
 }

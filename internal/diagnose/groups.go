@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -25,62 +26,13 @@ var groups = []consumer{ //nolint:gochecknoglobals // a constant that Go cannot 
 	{schemas.GroupClickHouse, schemas.TopicLedger, "sinks"},
 }
 
-// span is a range of offsets: from, up to and without to.
-type span struct {
-	topic     string
-	partition int32
-	from, to  int64
-}
-
-// firstRecords returns the first committed record of each span that has one. The rest hold transaction markers and
-// what was aborted.
-func firstRecords(ctx context.Context, cfg Config, spans []span) ([]*kgo.Record, error) {
-	open := map[string]map[int32]span{}
-	from := map[string]map[int32]kgo.Offset{}
-	n := 0
-	for _, s := range spans {
-		if s.from >= s.to {
-			continue
-		}
-		if open[s.topic] == nil {
-			open[s.topic], from[s.topic] = map[int32]span{}, map[int32]kgo.Offset{}
-		}
-		open[s.topic][s.partition], from[s.topic][s.partition] = s, kgo.NewOffset().At(s.from)
-		n++
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	cl, err := newClient(cfg, slog.New(slog.DiscardHandler),
-		kgo.ConsumePartitions(from), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), kgo.FetchMaxWait(250*time.Millisecond), kgo.FetchMaxBytes(4<<20), kgo.FetchMaxPartitionBytes(64<<10))
+// firstRecords returns the first committed record of each span that has one.
+func firstRecords(ctx context.Context, cfg Config, spans []kafka.Span) ([]*kgo.Record, error) {
+	opts, err := clientOptions(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	defer cl.Close()
-	var first []*kgo.Record
-	for n > 0 {
-		fetches := cl.PollFetches(ctx)
-		for r := range fetches.RecordsAll() {
-			s, waited := open[r.Topic][r.Partition]
-			if !waited {
-				continue
-			}
-			within := r.Offset < s.to
-			if within && !r.Attrs.IsControl() {
-				first = append(first, r)
-			}
-			if !r.Attrs.IsControl() || r.Offset+1 >= s.to {
-				delete(open[r.Topic], r.Partition)
-				n--
-			}
-		}
-		if err := fetches.Err(); err != nil {
-			return nil, err
-		}
-	}
-	slices.SortFunc(first, func(a, b *kgo.Record) int { return int(a.Partition) - int(b.Partition) })
-	return first, nil
+	return kafka.FirstRecords(ctx, spans, func(*kgo.Record) bool { return true }, opts...)
 }
 
 // look is what a group has committed, and what waits for it.
@@ -120,7 +72,7 @@ func (k *cluster) look(ctx context.Context, name, topic string) (*look, error) {
 		return nil, err
 	}
 	l := &look{group: described[name], committed: map[int32]int64{}}
-	var spans []span
+	var spans []kafka.Span
 	for p, start := range starts[topic] {
 		l.committed[p] = start.Offset
 		if o, known := commits.Lookup(topic, p); known {
@@ -128,7 +80,7 @@ func (k *cluster) look(ctx context.Context, name, topic string) (*look, error) {
 				l.lost = append(l.lost, p)
 			}
 		}
-		spans = append(spans, span{topic, p, max(l.committed[p], start.Offset), ends[topic][p].Offset})
+		spans = append(spans, kafka.Span{Topic: topic, Partition: p, From: max(l.committed[p], start.Offset), To: ends[topic][p].Offset})
 	}
 	slices.Sort(l.lost)
 	l.waiting, err = firstRecords(ctx, k.cfg, spans)

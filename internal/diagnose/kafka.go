@@ -37,18 +37,26 @@ type cluster struct {
 	admin  *kadm.Client
 }
 
-// newClient gives up well before a check's time does, so that what could not be reached is said.
-func newClient(cfg Config, logger *slog.Logger, opts ...kgo.Opt) (*kgo.Client, error) {
-	common, err := cfg.Kafka.Options(logger)
+// clientOptions are of a client that gives up well before a check's time does, so that what could not be reached is said.
+func clientOptions(cfg Config, logger *slog.Logger) ([]kgo.Opt, error) {
+	opts, err := cfg.Kafka.Options(logger)
 	if err != nil {
 		return nil, err
 	}
 	patience := cfg.CheckTimeout / 2
-	common = append(common, kgo.RetryTimeout(patience), kgo.RequestTimeoutOverhead(max(patience, 100*time.Millisecond)))
+	opts = append(opts, kgo.RetryTimeout(patience), kgo.RequestTimeoutOverhead(max(patience, 100*time.Millisecond)))
 	if !cfg.Kafka.TLS.Enabled { // with TLS the dialer is another
-		common = append(common, kgo.DialTimeout(patience))
+		opts = append(opts, kgo.DialTimeout(patience))
 	}
-	cl, err := kgo.NewClient(append(common, opts...)...)
+	return opts, nil
+}
+
+func newClient(cfg Config, logger *slog.Logger) (*kgo.Client, error) {
+	opts, err := clientOptions(cfg, logger)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(opts...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}
