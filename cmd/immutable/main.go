@@ -36,6 +36,7 @@ type cli struct {
 	Query      queryCmd      `cmd:"" help:"Run the service that answers what happened, over HTTP."`
 	Topics     topicsCmd     `cmd:"" help:"Create or check the Kafka topics."`
 	Migrate    migrateCmd    `cmd:"" help:"Create or update the ClickHouse tables."`
+	Rebuild    rebuildCmd    `cmd:"" help:"Have what ClickHouse lost written again from the ledger."`
 	Check      checkCmd      `cmd:"" help:"Say what is wrong with Kafka, ClickHouse, topics, tables, clocks, certificates and disks, and what to do."`
 	Workspaces workspacesCmd `cmd:"" help:"Create, list, change or delete workspaces."`
 	Keys       keysCmd       `cmd:"" help:"Create, list or revoke API keys."`

@@ -38,7 +38,7 @@ var labels = map[string]string{
 	"immutable_build_info.version":                            "of the build",
 	"immutable_build_info.revision":                           "commit of the build, with -dirty where its work tree had changes",
 	"immutable_build_info.go_version":                         "of the build",
-	"immutable_chwriter_halted_partitions.reason":             "`records_lost`, `bad_record`, `bad_tables`, `bad_offset`, `fetch_failed`",
+	"immutable_chwriter_halted_partitions.reason":             "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `bad_offset`, `fetch_failed`",
 	"immutable_chwriter_lag_records.partition":                "partitions of the ledger topic",
 	"immutable_chwriter_lag_seconds.partition":                "partitions of the ledger topic",
 	"immutable_chwriter_outage.system":                        "`kafka`, `clickhouse`",

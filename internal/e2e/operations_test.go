@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestOperations runs the commands of docs/operations.md that can be run against `up`. Only the address differs. The folder is
-// copied while `up` is stopped, and the copy is started.
+// TestOperations runs the commands of docs/operations.md that can be run against `up`. Only the address differs. While the
+// folder is copied, and for a rebuild, `up` is stopped; the copy is started, too.
 func TestOperations(t *testing.T) {
 	long(t)
 	text, err := os.ReadFile(filepath.Join(root, "docs", "operations.md"))
@@ -23,7 +23,7 @@ func TestOperations(t *testing.T) {
 	s := newUp(t, immutable(t), filepath.Join(folder, "data"))
 	s.start()
 	s.ready(t)
-	copies, commands := 0, 0
+	copies, rebuilds, commands := 0, 0, 0
 	for _, m := range shBlock.FindAllStringSubmatch(string(text), -1) {
 		for line := range strings.Lines(m[1]) {
 			commands++
@@ -31,9 +31,13 @@ func TestOperations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			backup := strings.HasPrefix(line, "cp ")
+			backup, rebuild := strings.HasPrefix(line, "cp "), strings.HasPrefix(line, "immutable rebuild ")
 			if backup {
 				copies++
+				s.stop(t)
+			}
+			if rebuild {
+				rebuilds++
 				s.stop(t)
 			}
 			cmd := exec.CommandContext(t.Context(), "sh", "-euc", strings.ReplaceAll(line, "http://127.0.0.1:8080", f.HTTP))
@@ -48,13 +52,15 @@ func TestOperations(t *testing.T) {
 				s.ready(t)
 				s.stop(t)
 				s.data = filepath.Join(folder, "data")
+			}
+			if backup || rebuild {
 				s.start()
 				s.ready(t)
 			}
 		}
 	}
-	if copies != 1 || commands < 7 {
-		t.Errorf("%d commands and %d backups: the commands have changed, and this test has not", commands, copies)
+	if copies != 1 || rebuilds != 1 || commands < 8 {
+		t.Errorf("%d commands, %d backups and %d rebuilds: the commands have changed, and this test has not", commands, copies, rebuilds)
 	}
 	s.stop(t)
 }

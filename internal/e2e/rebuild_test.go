@@ -1,18 +1,18 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/internal/loadgen"
-	"getimmutable.dev/immutable/schemas"
 )
 
 // TestRebuildClickHouse loses ClickHouse and rebuilds it from the ledger, as docs/operations.md says.
@@ -38,18 +38,12 @@ func TestRebuildClickHouse(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "ClickHouse lacks rows from offset 0 on") {
 		t.Errorf("check of empty tables: %v\n%s", err, out)
 	}
-	// What kafka-consumer-groups.sh --delete does. A member with a name is one until its session ends.
-	cl, err := kgo.NewClient(kgo.SeedBrokers(s.e.brokers...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
+	s.sinks = s.startSinks()
+	logs(t, s.sinks, "partition halted", "leaves lacks offset", "immutable rebuild")
+	s.sinks.stop(t)
 	stopped := time.Now()
-	eventually(t, 2*time.Minute, func() error {
-		_, err := kadm.NewClient(cl).DeleteGroup(t.Context(), s.e.prefix+schemas.GroupClickHouse)
-		return err
-	})
-	t.Logf("the group could be deleted after %s", time.Since(stopped).Round(time.Second))
+	s.cli(t, "rebuild", s.kafkaFlags())
+	t.Logf("the group was free after %s", time.Since(stopped).Round(time.Second))
 	s.sinks = s.startSinks()
 	s.ready(t, s.sinks)
 	t.Logf("check: %s", s.check(t, 2_000))
@@ -57,4 +51,42 @@ func TestRebuildClickHouse(t *testing.T) {
 	for _, p := range []*process{p, s.ingest.Load(), s.query.Load(), s.sinks} {
 		p.stop(t)
 	}
+}
+
+// TestRebuildUp is the same under `up`, whose Kafka runs only while it does.
+func TestRebuildUp(t *testing.T) {
+	long(t)
+	s := up(t)
+	l := s.startLoad(t, loadgen.Config{Seed: 802, KeyedPercent: 50}, loadgen.ClientConfig{EventsPerRequest: 50}, 1_000)
+	l.finish(t)
+	s.check(t, 1_000)
+	s.stop(t)
+	if err := os.RemoveAll(filepath.Join(s.data, "clickhouse")); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	logs(t, s.process, "partition halted", "leaves lacks offset", "immutable rebuild")
+	s.stop(t)
+	s.cli(t, "rebuild", "--data="+s.data)
+	s.start()
+	s.ready(t)
+	s.check(t, 1_000)
+	s.stop(t)
+}
+
+// logs waits for a line of a process's log that has each text.
+func logs(t *testing.T, p *process, texts ...string) {
+	t.Helper()
+	eventually(t, startLimit, func() error {
+		b, err := os.ReadFile(p.log)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s has not logged %q", p.name, texts)
+	})
 }

@@ -45,11 +45,9 @@ func BenchmarkWriter(b *testing.B) {
 		rows += len(records)
 	}
 	var batches []*batch
-	for id, records := range ledger {
+	for _, records := range ledger {
 		for part := range slices.Chunk(records, 15_000) {
-			bt := newBatch(part)
-			bt.month = uint32(id) // borrowed for the partition
-			batches = append(batches, bt)
+			batches = append(batches, newBatch(part))
 		}
 	}
 	raw := encodeRaw(b, r, batches)
@@ -143,7 +141,7 @@ func encodeRaw(b *testing.B, r *rig, batches []*batch) [][2]proto.Input {
 	i := r.inserter()
 	var all [][2]proto.Input
 	for _, bt := range batches {
-		if _, _, err := i.load(int32(bt.month), bt.records, 1<<30); err != nil {
+		if _, _, err := i.load(bt.records[0].Partition, bt.records, 1<<30); err != nil {
 			b.Fatal(err)
 		}
 		var both [2]proto.Input
@@ -232,11 +230,11 @@ func insertColumns(b *testing.B, dsn string, batches []*batch) {
 				return err
 			}
 			for bt := range work {
-				if _, _, err := i.load(int32(bt.month), bt.records, 64); err != nil {
+				if _, _, err := i.load(bt.records[0].Partition, bt.records, 64); err != nil {
 					return err
 				}
 				for _, table := range []string{tableLeaves, tableEvents} {
-					if err := i.insert(b.Context(), table, fmt.Sprint(bt.month, bt.first)); err != nil {
+					if _, err := i.insert(b.Context(), table, fmt.Sprint(bt.records[0].Partition, bt.first)); err != nil {
 						return err
 					}
 				}

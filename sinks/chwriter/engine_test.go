@@ -71,7 +71,10 @@ func TestEngineDropsASecondInsertAtTheSameTime(t *testing.T) {
 	for round := range 10 {
 		var g errgroup.Group
 		for _, i := range inserters {
-			g.Go(func() error { return i.insert(t.Context(), tableEvents, "round "+strconv.Itoa(round)) })
+			g.Go(func() error {
+				_, err := i.insert(t.Context(), tableEvents, "round "+strconv.Itoa(round))
+				return err
+			})
 		}
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
@@ -86,7 +89,7 @@ func TestEngineMakesOnePartOfAnInsert(t *testing.T) {
 	r := newRig(t)
 	i := r.load(100_000)
 	for _, table := range []string{tableLeaves, tableEvents} {
-		if err := i.insert(t.Context(), table, "one"); err != nil {
+		if _, err := i.insert(t.Context(), table, "one"); err != nil {
 			t.Fatal(err)
 		}
 		var parts uint64
@@ -103,7 +106,7 @@ func TestEngineRefusesTwoMonthsInOneInsert(t *testing.T) {
 	r := newRig(t)
 	i := r.load(10)
 	i.leaves.part[3]++
-	if err := i.insert(t.Context(), tableLeaves, "two"); err == nil {
+	if _, err := i.insert(t.Context(), tableLeaves, "two"); err == nil {
 		t.Error("no error")
 	}
 	if n := r.count("SELECT count() FROM leaves"); n != 0 {
@@ -134,7 +137,7 @@ func TestEngineClosesASilentConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.arm(hold, 1)
-	if err := i.insert(t.Context(), tableLeaves, "silent"); err == nil {
+	if _, err := i.insert(t.Context(), tableLeaves, "silent"); err == nil {
 		t.Error("the insert succeeded")
 	}
 	close(p.release)
@@ -167,6 +170,13 @@ func newServer(t *testing.T) *server {
 	}}
 	s.start(t)
 	t.Cleanup(func() { _ = s.Stop(t.Context()) })
+	s.migrate(t)
+	return s
+}
+
+// migrate creates the database and its tables.
+func (s *server) migrate(t *testing.T) {
+	t.Helper()
 	cfg := clickhouse.Config{DSN: s.DSN()}
 	if err := clickhouse.CreateDatabase(t.Context(), cfg); err != nil {
 		t.Fatal(err)
@@ -179,7 +189,6 @@ func newServer(t *testing.T) *server {
 	if err := clickhouse.Migrate(t.Context(), conn, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
 func (s *server) start(t *testing.T) {
@@ -207,7 +216,7 @@ func TestEngineKeepsTokensOverAKill(t *testing.T) {
 			if err := i.connect(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := i.insert(t.Context(), tableLeaves, fmt.Sprint("token ", k)); err != nil {
+			if _, err := i.insert(t.Context(), tableLeaves, fmt.Sprint("token ", k)); err != nil {
 				t.Fatal(err)
 			}
 			if again == 1 {

@@ -199,7 +199,7 @@ func TestHaltsWhenRecordsHaveGone(t *testing.T) {
 		"never committed":    {nil, "the topic begins at 5"},
 		"committed":          {&kadm.Offset{At: 3}, "have gone from the topic"},
 		"announced":          {&kadm.Offset{At: 3, Metadata: "7"}, "have gone from the topic"},
-		"end of batch wrong": {&kadm.Offset{At: 7, Metadata: "1000"}, ""},
+		"end of batch wrong": {&kadm.Offset{At: 5, Metadata: "1000"}, ""},
 		"metadata unknown":   {&kadm.Offset{At: 7, Metadata: "member-1"}, "not the end of a batch"},
 		"metadata below":     {&kadm.Offset{At: 7, Metadata: "6"}, "not the end of a batch"},
 	} {

@@ -31,6 +31,7 @@ type inserter struct {
 	opts          ch.Options
 	serverTimeout time.Duration
 	client        *ch.Client // nil when there is no connection
+	connected     time.Time  // when client was dialled
 	used          time.Time  // when a query on client last ended
 
 	events *eventColumns
@@ -110,6 +111,7 @@ func (i *inserter) connect(ctx context.Context) error {
 		}
 		// The server heeds the timeouts only from the first query on.
 		if _, err = i.queryUInt64(ctx, "SELECT toUInt64(1)"); err == nil {
+			i.connected = time.Now()
 			return nil
 		}
 	}
@@ -172,34 +174,46 @@ func (i *inserter) input(table string) proto.Input {
 
 func (i *inserter) rows(table string) int { return i.input(table)[0].Data.Rows() }
 
-// insert sends the loaded rows of one table as one block. The server drops it when it has had the token before.
-func (i *inserter) insert(ctx context.Context, table, token string) error {
+// insert sends the loaded rows of one table as one block. The server drops it when it has had the token before, and says so.
+func (i *inserter) insert(ctx context.Context, table, token string) (dropped bool, err error) {
 	input := i.input(table)
-	err := i.do(ctx, ch.Query{
+	err = i.do(ctx, ch.Query{
 		Body: input.Into(table), Input: input,
 		Settings: []ch.Setting{{Key: "insert_deduplication_token", Value: token, Important: true}},
+		OnProfileEvents: func(_ context.Context, events []ch.ProfileEvent) error {
+			for _, e := range events {
+				dropped = dropped || e.Name == "DuplicatedInsertedBlocks"
+			}
+			return nil
+		},
 	})
 	if err != nil {
-		return fmt.Errorf("inserting into %s: %w", table, err)
+		return false, fmt.Errorf("inserting into %s: %w", table, err)
 	}
-	return nil
+	return dropped, nil
 }
 
-// count returns how many rows a table has of a range of a partition, first and last among them. month is where they
-// are.
-func (i *inserter) count(ctx context.Context, table string, month uint32, partition int32, first, last int64) (int, error) {
-	n, err := i.queryUInt64(ctx, fmt.Sprintf("SELECT count() FROM %s WHERE part = %d AND ledger_partition = %d "+
-		"AND ledger_offset BETWEEN %d AND %d", table, month, partition, first, last))
+// count returns how many rows a table has of a range of a partition, first and last among them.
+func (i *inserter) count(ctx context.Context, table string, partition int32, first, last int64) (int, error) {
+	n, err := i.queryUInt64(ctx, fmt.Sprintf("SELECT count() FROM %s WHERE ledger_partition = %d "+
+		"AND ledger_offset BETWEEN %d AND %d", table, partition, first, last))
 	return int(n), err
 }
 
-// watermark returns the offset after the last that a table has of a partition, or 0 if it has none from the offset
-// from on.
-func (i *inserter) watermark(ctx context.Context, table string, partition int32, from int64) (int64, error) {
+// end returns the offset after the last that a table has of a range of a partition, first and last among them, or 0 if
+// it has none.
+func (i *inserter) end(ctx context.Context, table string, partition int32, first, last int64) (int64, error) {
 	// Not max(ledger_offset + 1): ClickHouse takes the 1 out of it, and the answer of nothing is 1 then.
 	n, err := i.queryUInt64(ctx, fmt.Sprintf("SELECT if(count() = 0, 0, max(ledger_offset) + 1) FROM %s "+
-		"WHERE ledger_partition = %d AND ledger_offset >= %d", table, partition, from))
+		"WHERE ledger_partition = %d AND ledger_offset BETWEEN %d AND %d", table, partition, first, last))
 	return int64(n), err
+}
+
+// expires says whether rows of a table vanish with age.
+func (i *inserter) expires(ctx context.Context, table string) (bool, error) {
+	n, err := i.queryUInt64(ctx, fmt.Sprintf("SELECT count() FROM system.tables "+
+		"WHERE database = currentDatabase() AND name = '%s' AND position(engine_full, ' TTL ') > 0", table))
+	return n != 0, err
 }
 
 // hasLeaf says whether leaves has the decoded record, at an offset of a partition.

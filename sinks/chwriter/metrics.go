@@ -13,6 +13,7 @@ const (
 	haltLost     = "records_lost" // the topic no longer has what is not in ClickHouse, or is another
 	haltRecord   = "bad_record"   // a record cannot be decoded, or is not what the ledger says
 	haltTables   = "bad_tables"   // the tables have other rows than the topic
+	haltRows     = "rows_lost"    // the tables lack rows that were written
 	haltOffset   = "bad_offset"   // what the group has committed cannot be read
 	haltFetching = "fetch_failed" // Kafka refuses to say what the partition has
 )
@@ -113,7 +114,7 @@ func (s *states) Collect(ch chan<- prometheus.Metric) {
 		g.Reset()
 	}
 	now := s.w.status()
-	for _, reason := range []string{haltLost, haltRecord, haltTables, haltOffset, haltFetching} {
+	for _, reason := range []string{haltLost, haltRecord, haltTables, haltRows, haltOffset, haltFetching} {
 		s.halted.WithLabelValues(reason).Set(float64(now.halted[reason]))
 	}
 	for id, lag := range now.lags {

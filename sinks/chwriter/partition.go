@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"strconv"
 	"time"
 
@@ -46,12 +45,14 @@ type partition struct {
 	// inTable is, for each table, the offset below which records are in it although the group does not know: its
 	// committed offset was moved back.
 	inTable map[string]int64
-	next    int64 // offset after the last record written
+	next    int64 // offset after the last record that leaves has, 0 for none known
 	// pending says that next has not been committed.
 	pending bool
 	// announcedOn and announcedAt are the connection and the first record of the last announcement. See announce.
 	announcedOn *ch.Client
 	announcedAt int64
+	// lookedAt is when leaves was last seen to have the record before next.
+	lookedAt time.Time
 }
 
 const noOffset = -1
@@ -61,7 +62,6 @@ type batch struct {
 	records     []*kgo.Record
 	first, last int64
 	epoch       int32 // leader epoch of first
-	month       uint32
 	// takenOver says that another owner may have inserted some of it.
 	takenOver bool
 }
@@ -121,64 +121,6 @@ func (p *partition) run(ctx context.Context) error {
 	return nil // stopped, which is nobody's fault
 }
 
-// takeOver finishes what the owner before has begun.
-func (p *partition) takeOver(ctx context.Context) error {
-	from := max(p.committed, 0)
-	if p.announced != noOffset {
-		if ended := p.queue.waitThrough(ctx, p.w.draining, p.announced); ended != ready {
-			return errStopped
-		}
-		records := p.queue.take(math.MaxInt, math.MaxInt, func(_, cur int64) bool { return cur <= p.announced })
-		b := newBatch(records)
-		if b.first != p.committed || b.last != p.announced {
-			return halt(haltLost, "offsets %d to %d were announced for an insert, and what the topic has begins at %d and ends at "+
-				"%d: records have gone that may not be in clickhouse", p.committed, p.announced, b.first, b.last)
-		}
-		b.takenOver = true
-		p.w.metrics.takenOver.Inc()
-		if err := p.write(ctx, b); err != nil {
-			return err
-		}
-		from = p.next
-	}
-	for _, table := range []string{tableLeaves, tableEvents} {
-		mark, err := ask(ctx, p, func(ctx context.Context, i *inserter) (int64, error) {
-			return i.watermark(ctx, table, p.id, from)
-		})
-		if err != nil {
-			return err
-		}
-		p.inTable[table] = mark
-	}
-	if p.committed == noOffset || p.inTable[tableLeaves] > 0 {
-		return p.checkBounds(ctx)
-	}
-	return nil
-}
-
-// checkBounds makes sure, where the tables have more of the partition than the group knows, that the topic still has
-// everything that is not in them, and that it is not a new one under the old name. See also checkSame.
-func (p *partition) checkBounds(ctx context.Context) error {
-	var start, end int64
-	err := p.retry(ctx, systemKafka, func(ctx context.Context) (err error) {
-		start, end, err = p.w.bounds(ctx, p.id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	have := p.inTable[tableLeaves]
-	if end < have {
-		return halt(haltLost, "clickhouse has the records below %d, and the topic ends at %d: it has lost records or was created "+
-			"anew, and what it has is not what clickhouse has", have, end)
-	}
-	if p.committed == noOffset && start > have {
-		return halt(haltLost, "the group has no offset, clickhouse has the records below %d, and the topic begins at %d: those "+
-			"between are lost to clickhouse. To go on without them, set the group's offset to %d", have, start, start)
-	}
-	return nil
-}
-
 // step writes one batch, or commits what was written when no more comes.
 func (p *partition) step(ctx context.Context) error {
 	idle := time.Duration(-1)
@@ -196,10 +138,8 @@ func (p *partition) step(ctx context.Context) error {
 	}
 	p.queue.waitBatch(ctx, p.w.draining, p.w.cfg.Linger, p.w.cfg.BatchRows, p.w.cfg.BatchBytes)
 	b := newBatch(p.queue.take(p.w.cfg.BatchRows, p.w.cfg.BatchBytes, p.sameSide))
-	if p.has(tableLeaves, b) {
-		if err := p.checkSame(ctx, b.records[len(b.records)-1]); err != nil {
-			return err
-		}
+	if err := p.checkSame(ctx, b); err != nil {
+		return err
 	}
 	if p.has(tableLeaves, b) && p.has(tableEvents, b) {
 		p.w.metrics.skipped.Add(float64(len(b.records)))
@@ -211,22 +151,6 @@ func (p *partition) step(ctx context.Context) error {
 
 // has says that all records of b are in a table since before the take-over.
 func (p *partition) has(table string, b *batch) bool { return b.last < p.inTable[table] }
-
-// checkSame makes sure that the table has this very record, and not another at its offset from before the topic was
-// created anew. A leaf hash covers all that was before it in its chain, so the last record of a batch speaks for it.
-func (p *partition) checkSame(ctx context.Context, r *kgo.Record) error {
-	same, err := ask(ctx, p, func(ctx context.Context, i *inserter) (bool, error) {
-		if err := i.record.decode(r.Value); err != nil {
-			return false, badRecord(r, err)
-		}
-		return i.hasLeaf(ctx, p.id, r.Offset)
-	})
-	if err == nil && !same {
-		return halt(haltTables, "clickhouse has the records below %d, but not the topic's at offset %d: the topic was created anew, or "+
-			"rows were deleted", p.inTable[tableLeaves], r.Offset)
-	}
-	return err
-}
 
 // sameSide keeps a batch from having records on both sides of what a table has: it must be inserted as a whole or not
 // at all.
@@ -262,8 +186,6 @@ func (p *partition) write(ctx context.Context, b *batch) error {
 		// What stands before it is as good as ever; its rows are loaded.
 		b = newBatch(b.records[:n])
 	}
-	b.month = i.leaves.part[0]
-
 	for _, table := range []string{tableLeaves, tableEvents} {
 		if p.has(table, b) || i.rows(table) == 0 {
 			continue
@@ -333,6 +255,9 @@ func (p *partition) insert(ctx context.Context, i *inserter, table string, b *ba
 		if err := i.connect(ctx); err != nil {
 			return err
 		}
+		if err := p.checkLast(ctx, i); err != nil {
+			return err
+		}
 		if uncertain {
 			if there, err := p.inserted(ctx, i, table, b); there || err != nil {
 				return err
@@ -342,10 +267,13 @@ func (p *partition) insert(ctx context.Context, i *inserter, table string, b *ba
 			return err
 		}
 		begin := time.Now()
-		if err := i.insert(ctx, table, token); err != nil {
+		dropped, err := i.insert(ctx, table, token)
+		if err != nil {
 			uncertain = true
 			return err
 		}
+		// Nobody may have inserted it, and yet the server had the token: rows that were deleted since leave theirs.
+		uncertain = uncertain || dropped
 		p.w.metrics.insertSeconds.Observe(time.Since(begin).Seconds())
 		if !uncertain {
 			return nil
@@ -354,8 +282,8 @@ func (p *partition) insert(ctx context.Context, i *inserter, table string, b *ba
 		if there || err != nil {
 			return err
 		}
-		// The server had the token and yet has no row: it was killed after it wrote down the one and before the other.
-		// Replicated tables write both at once; there, it is this replica that has not caught up.
+		// The server had the token and yet has no row: it was killed after it wrote down the one and before the other, or
+		// somebody deleted the rows. Replicated tables write both at once; there, it is this replica that has not caught up.
 		if !p.w.replicated {
 			token += "/again"
 		}
@@ -365,7 +293,7 @@ func (p *partition) insert(ctx context.Context, i *inserter, table string, b *ba
 
 // inserted says whether a table has the batch.
 func (p *partition) inserted(ctx context.Context, i *inserter, table string, b *batch) (bool, error) {
-	n, err := i.count(ctx, table, b.month, p.id, b.first, b.last)
+	n, err := i.count(ctx, table, p.id, b.first, b.last)
 	if err != nil {
 		return false, err
 	}
@@ -390,6 +318,12 @@ func ask[T any](ctx context.Context, p *partition, question func(context.Context
 		return err
 	})
 	return answer, err
+}
+
+// check is ask for questions whose answer is what is wrong.
+func (p *partition) check(ctx context.Context, question func(context.Context, *inserter) error) error {
+	_, err := ask(ctx, p, func(ctx context.Context, i *inserter) (struct{}, error) { return struct{}{}, question(ctx, i) })
+	return err
 }
 
 // retry calls attempt until it succeeds, asks for a halt, or ctx ends. Each attempt has InsertTimeout.

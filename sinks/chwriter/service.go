@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -28,7 +27,8 @@ import (
 type Writer struct {
 	cfg     Config
 	topic   string
-	opts    []kgo.Opt
+	common  []kgo.Opt // of every client of the cluster
+	opts    []kgo.Opt // of the group's member
 	logger  *slog.Logger
 	metrics *metrics
 	outages outages
@@ -70,12 +70,12 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, e
 		}
 		w.inserters <- i
 	}
-	common, err := cfg.Kafka.Options(logger)
-	if err != nil {
+	var err error
+	if w.common, err = cfg.Kafka.Options(logger); err != nil {
 		return nil, err
 	}
 	group := cfg.Kafka.Group(schemas.GroupClickHouse)
-	w.opts = append(common,
+	w.opts = append(slices.Clone(w.common),
 		kgo.ConsumerGroup(group),
 		kgo.ConsumeTopics(w.topic),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -188,7 +188,7 @@ func (w *Writer) poll(ctx context.Context, client *kgo.Client) {
 		case f.Topic != w.topic || f.Partition < 0 || kerr.IsRetriable(f.Err):
 			w.outages.begin(systemKafka, noPartition, f.Err) // the client logs it, and tries again
 		case errors.Is(f.Err, kerr.OffsetOutOfRange):
-			w.halt(ctx, f.Partition, w.partition(f.Partition), halt(haltLost, "records that were not written have gone from the topic: %w", f.Err))
+			w.halt(ctx, f.Partition, w.partition(f.Partition), halt(haltLost, "records that were not written have gone from the topic: %w. "+goOn, f.Err))
 		default:
 			w.halt(ctx, f.Partition, w.partition(f.Partition), halt(haltFetching, "fetching: %w", f.Err))
 		}
@@ -352,29 +352,6 @@ func (w *Writer) commit(ctx context.Context, id int32, at kgo.EpochOffset, metad
 		return fmt.Errorf("committing offset %d: %w", at.Offset, failed)
 	}
 	return nil
-}
-
-// bounds returns the first offset that the topic has of a partition, and the one after its last.
-func (w *Writer) bounds(ctx context.Context, id int32) (start, end int64, err error) {
-	admin := kadm.NewClient(w.client)
-	for _, bound := range []struct {
-		offset *int64
-		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
-	}{{&start, admin.ListStartOffsets}, {&end, admin.ListEndOffsets}} {
-		offsets, err := bound.list(ctx, w.topic)
-		if err != nil {
-			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", err)
-		}
-		o, ok := offsets.Lookup(w.topic, id)
-		if !ok {
-			return 0, 0, errors.New("asking for the topic's bounds: no answer")
-		}
-		if o.Err != nil {
-			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", o.Err)
-		}
-		*bound.offset = o.Offset
-	}
-	return start, end, nil
 }
 
 // borrow waits for an inserter.
