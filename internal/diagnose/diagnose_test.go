@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,12 +45,16 @@ func run(t *testing.T, cfg diagnose.Config) []diagnose.Finding {
 }
 
 // want looks for a finding.
+func has(found []diagnose.Finding, level diagnose.Level, check, seen string) bool {
+	return slices.ContainsFunc(found, func(f diagnose.Finding) bool {
+		return f.Level == level && f.Check == check && strings.Contains(f.Seen+" "+f.Do, seen)
+	})
+}
+
 func want(t *testing.T, found []diagnose.Finding, level diagnose.Level, check, seen string) {
 	t.Helper()
-	for _, f := range found {
-		if f.Level == level && f.Check == check && strings.Contains(f.Seen+" "+f.Do, seen) {
-			return
-		}
+	if has(found, level, check, seen) {
+		return
 	}
 	t.Errorf("no %s of check %q with %q; its findings:", level, check, seen)
 	for _, f := range found {
