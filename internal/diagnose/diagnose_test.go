@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -47,7 +48,7 @@ func run(t *testing.T, cfg diagnose.Config) []diagnose.Finding {
 // want looks for a finding.
 func has(found []diagnose.Finding, level diagnose.Level, check, seen string) bool {
 	return slices.ContainsFunc(found, func(f diagnose.Finding) bool {
-		return f.Level == level && f.Check == check && strings.Contains(f.Seen+" "+f.Do, seen)
+		return f.Level == level && f.Check == check && strings.Contains(f.Seen+" "+f.Why+" "+f.Do, seen)
 	})
 }
 
@@ -141,6 +142,23 @@ func TestKafka(t *testing.T) {
 	want(t, run(t, cfg), diagnose.Problem, "configuration", "open master key")
 	cfg.MasterKey = nil
 	want(t, run(t, cfg), diagnose.NotRun, "configuration", "--master-key-file")
+}
+
+func TestOldBrokers(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		versions *kversion.Versions
+		level    diagnose.Level
+		why      string
+	}{
+		{"2.4", kversion.V2_4_0(), diagnose.Problem, "before 2.5"},
+		{"3.9", kversion.V3_9_0(), diagnose.Warning, "before 4.0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := kafkatest.StartEmpty(t, kfake.MaxVersions(tc.versions))
+			want(t, run(t, diagnose.Config{Kafka: c.Config, Layout: c.Layout}), tc.level, "kafka version", tc.why)
+		})
+	}
 }
 
 func TestOpenTransaction(t *testing.T) {

@@ -153,10 +153,10 @@ func (k *cluster) version(ctx context.Context) []Finding {
 				Level: Problem, Seen: fmt.Sprintf("broker %d is %s", v.NodeID, guess),
 				Why: "before 2.5 Kafka does not fence a processor that lost its partitions: exactly once does not hold", Do: "upgrade Kafka to 4",
 			})
-		} else if n, _ := v.KeyMaxVersion(int16(kmsg.TxnOffsetCommit)); n < 4 {
+		} else if n < 5 { // with transactions of version 2, KIP-890, which 3.9 has not
 			found = append(found, Finding{
 				Level: Warning, Seen: fmt.Sprintf("broker %d is %s", v.NodeID, guess),
-				Why: "what is promised was tested with Kafka 4", Do: "upgrade Kafka to 4",
+				Why: "before 4.0 a delayed end of a transaction can end the next one; what is promised was tested with Kafka 4", Do: "upgrade Kafka to 4",
 			})
 		}
 	}
@@ -219,7 +219,11 @@ func (k *cluster) partitions(ctx context.Context) []Finding {
 	if err != nil {
 		return failed("asking for the topics", err)
 	}
-	least := max(1, int(k.cfg.Layout.Replicas)-1)
+	return inSync(details, k.cfg.Layout)
+}
+
+func inSync(details kadm.TopicDetails, layout schemas.TopicLayout) []Finding {
+	least := max(1, int(layout.Replicas)-1)
 	var found []Finding
 	n := 0
 	for _, t := range details.Sorted() {
@@ -240,7 +244,7 @@ func (k *cluster) partitions(ctx context.Context) []Finding {
 				f.Level, f.Why = Problem, fmt.Sprintf("below min.insync.replicas, %d, nothing is accepted", least)
 			case len(p.ISR) < len(p.Replicas):
 				f.Level = Warning
-			case t.IsInternal && len(p.Replicas) < int(k.cfg.Layout.Replicas):
+			case t.IsInternal && len(p.Replicas) < int(layout.Replicas):
 				if p.Partition > 0 {
 					continue // once a topic is enough
 				}
@@ -253,7 +257,7 @@ func (k *cluster) partitions(ctx context.Context) []Finding {
 			found = append(found, f)
 		}
 	}
-	if k.cfg.Layout.Replicas < 2 {
+	if layout.Replicas < 2 {
 		found = append(found, Finding{
 			Level: Warning, Seen: "topics have a single replica", Why: "the loss of one disk is the loss of accepted events",
 			Do: "for production, three brokers and a new installation without --allow-single-replica",
