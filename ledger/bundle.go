@@ -265,17 +265,11 @@ func (v *bundleVerifier) leaf(l *BundleLeaf) {
 
 // bodyRoot recomputes the body root from what is disclosed.
 func (l *BundleLeaf) bodyRoot() (Hash, int, error) {
-	var commitments [][32]byte
 	switch {
 	case l.Body != "" && l.Seed != nil && l.Disclosure == nil:
-		fields, err := Fields(nil, []byte(l.Body))
-		if err != nil {
-			return Hash{}, 0, err
-		}
-		for _, f := range fields {
-			commitments = append(commitments, Commitment(*l.Seed, f.Path, f.Value))
-		}
+		return RecomputeBodyRoot(*l.Seed, []byte(l.Body))
 	case l.Body == "" && l.Seed == nil && l.Disclosure != nil:
+		commitments := make([][32]byte, 0, len(l.Disclosure))
 		for i, d := range l.Disclosure {
 			if i > 0 && l.Disclosure[i-1].Path >= d.Path {
 				return Hash{}, 0, fmt.Errorf("%w: disclosure: %.80q is not after the path before it", ErrNotCanonical, d.Path)
@@ -286,10 +280,10 @@ func (l *BundleLeaf) bodyRoot() (Hash, int, error) {
 			}
 			commitments = append(commitments, c)
 		}
+		return BodyRoot(commitments), len(commitments), nil
 	default:
 		return Hash{}, 0, errors.New("want body and seed, or disclosure")
 	}
-	return BodyRoot(commitments), len(commitments), nil
 }
 
 // Disclose returns what remains to be shown of a body when the fields with these paths are withheld: salts and values of

@@ -48,6 +48,19 @@ func Fields(dst []Field, body []byte) ([]Field, error) {
 	return r.fields, nil
 }
 
+// RecomputeBodyRoot returns the body root of a canonical body and its number of fields. Its errors are those of Fields.
+func RecomputeBodyRoot(seed [16]byte, body []byte) (Hash, int, error) {
+	fields, err := Fields(nil, body)
+	if err != nil {
+		return Hash{}, 0, err
+	}
+	commitments := make([][32]byte, len(fields))
+	for i, f := range fields {
+		commitments[i] = Commitment(seed, f.Path, f.Value)
+	}
+	return BodyRoot(commitments), len(commitments), nil
+}
+
 // canonicalReader goes once over a body.
 type canonicalReader struct {
 	body   []byte

@@ -29,7 +29,7 @@ func verify(s *sealed) error {
 	if s.genesis() {
 		return nil
 	}
-	root, n, err := bodyRoot([16]byte(s.seed), s.body)
+	root, n, err := ledger.RecomputeBodyRoot([16]byte(s.seed), s.body)
 	if err != nil {
 		return fmt.Errorf("reading the body: %w", err)
 	}
@@ -37,17 +37,4 @@ func verify(s *sealed) error {
 		return fmt.Errorf("body root is %x over %d fields, the body gives %x over %d", s.bodyRoot, s.fieldCount, root, n)
 	}
 	return nil
-}
-
-// bodyRoot returns the body root of a canonical body and its number of fields.
-func bodyRoot(seed [16]byte, body []byte) ([32]byte, int, error) {
-	fields, err := ledger.Fields(nil, body)
-	if err != nil {
-		return [32]byte{}, 0, err
-	}
-	commitments := make([][32]byte, len(fields))
-	for i, f := range fields {
-		commitments[i] = ledger.Commitment(seed, f.Path, f.Value)
-	}
-	return ledger.BodyRoot(commitments), len(commitments), nil
 }
