@@ -144,13 +144,19 @@ func (s *Service) createKey(ctx context.Context, p *control.Principal, r *http.R
 	return reply{status: http.StatusCreated, version: k.Version, data: shown}, nil
 }
 
-// updateKey is PATCH /keys/{id}.
-func (s *Service) updateKey(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
+// keyToChange returns the id in the path, and the version that the change is meant for.
+func keyToChange(r *http.Request) (id [16]byte, version uint64, err error) {
 	id, ok := pathID(r)
 	if !ok {
-		return reply{}, noKey()
+		return id, 0, noKey()
 	}
-	version, err := ifMatch(r)
+	version, err = ifMatch(r)
+	return id, version, err
+}
+
+// updateKey is PATCH /keys/{id}.
+func (s *Service) updateKey(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
+	id, version, err := keyToChange(r)
 	if err != nil {
 		return reply{}, err
 	}
@@ -182,11 +188,7 @@ func (s *Service) updateKey(ctx context.Context, p *control.Principal, r *http.R
 
 // rollKey is POST /keys/{id}/roll.
 func (s *Service) rollKey(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
-	id, ok := pathID(r)
-	if !ok {
-		return reply{}, noKey()
-	}
-	version, err := ifMatch(r)
+	id, version, err := keyToChange(r)
 	if err != nil {
 		return reply{}, err
 	}
@@ -210,11 +212,7 @@ func (s *Service) rollKey(ctx context.Context, p *control.Principal, r *http.Req
 
 // revokeKey is DELETE /keys/{id}.
 func (s *Service) revokeKey(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
-	id, ok := pathID(r)
-	if !ok {
-		return reply{}, noKey()
-	}
-	version, err := ifMatch(r)
+	id, version, err := keyToChange(r)
 	if err != nil {
 		return reply{}, err
 	}
