@@ -7,13 +7,15 @@ import (
 
 // Topic names, without the installation's prefix.
 const (
-	TopicEvents   = "events"
-	TopicLedger   = "ledger"
-	TopicHeads    = "heads"
-	TopicDedup    = "dedup"
-	TopicDLQ      = "dlq"
-	TopicConfig   = "config"
-	TopicKeyUsage = "key_usage"
+	TopicEvents      = "events"
+	TopicLedger      = "ledger"
+	TopicHeads       = "heads"
+	TopicDedup       = "dedup"
+	TopicDLQ         = "dlq"
+	TopicCheckpoints = "checkpoints"
+	TopicNotaryState = "notary_state"
+	TopicConfig      = "config"
+	TopicKeyUsage    = "key_usage"
 )
 
 // DefaultTopicPrefix stands before every topic name and consumer group.
@@ -23,11 +25,17 @@ const DefaultTopicPrefix = "immutable."
 const (
 	GroupSeal       = "seal"
 	GroupClickHouse = "clickhouse"
+	GroupRootLog    = "rootlog"
+	GroupNotary     = "notary"
 )
 
 // TransactionalIDConfig is the transactional id of every writer of the config topic, without the prefix: there is one
 // writer at a time, and the next one fences it.
 const TransactionalIDConfig = "config"
+
+// TransactionalIDNotary is the transactional id of whoever signs, without the prefix: there is one at a time, and the next
+// one fences it.
+const TransactionalIDNotary = "notary"
 
 // Headers of a dlq record: where the record that could not be processed stood, and why it could not.
 const (
@@ -86,6 +94,10 @@ func Topics(l TopicLayout) []Topic {
 		topic(TopicHeads, l.Partitions, compacted),
 		topic(TopicDedup, l.Partitions, compacted),
 		topic(TopicDLQ, 3, retained(30)),
+		topic(TopicCheckpoints, 1, map[string]string{
+			"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1",
+		}),
+		topic(TopicNotaryState, 1, compacted),
 		topic(TopicConfig, 1, compacted),
 		topic(TopicKeyUsage, 1, compacted),
 	}

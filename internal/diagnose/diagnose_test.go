@@ -106,9 +106,9 @@ func TestKafka(t *testing.T) {
 	cfg := diagnose.Config{Kafka: c.Config, Layout: c.Layout, MasterKey: having(key)}
 	found := run(t, cfg)
 	want(t, found, diagnose.OK, "kafka brokers", "brokers that answer: 1")
-	want(t, found, diagnose.OK, "topics", "7 topics are as they must be")
+	want(t, found, diagnose.OK, "topics", "9 topics are as they must be")
 	want(t, found, diagnose.OK, "transactions", "no transaction is open")
-	want(t, found, diagnose.OK, "kafka permissions", "7 topics")
+	want(t, found, diagnose.OK, "kafka permissions", "9 topics")
 	want(t, found, diagnose.Warning, "kafka partitions", "single replica")
 	want(t, found, diagnose.Warning, "configuration", "immutable workspaces create")
 	want(t, found, diagnose.Warning, "group seal", "has no member")
@@ -243,7 +243,7 @@ func TestRefusedByACLs(t *testing.T) {
 	if err := kafka.CreateTopics(t.Context(), c.Client(t), schemas.Topics(c.Layout)); err != nil {
 		t.Fatal(err)
 	}
-	want(t, run(t, diagnose.Config{Kafka: c.Config, Layout: c.Layout}), diagnose.OK, "kafka permissions", "7 topics")
+	want(t, run(t, diagnose.Config{Kafka: c.Config, Layout: c.Layout}), diagnose.OK, "kafka permissions", "9 topics")
 	c.Config.SASL.User, c.Config.SASL.PasswordFile = "nobody", password("n")
 	found := run(t, diagnose.Config{Kafka: c.Config, Layout: c.Layout})
 	want(t, found, diagnose.Problem, "kafka permissions", "topic immutable.events: nobody is not allowed to DESCRIBE")

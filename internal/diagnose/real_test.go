@@ -24,7 +24,7 @@ func TestRealSecuredBroker(t *testing.T) {
 	want(t, found, diagnose.Problem, "kafka certificates", `this client's: valid until`)
 	want(t, found, diagnose.Problem, "kafka certificates", `127.0.0.1:`)
 	want(t, found, diagnose.OK, "transactions", "no transaction is open")
-	want(t, found, diagnose.OK, "kafka permissions", "7 topics")
+	want(t, found, diagnose.OK, "kafka permissions", "9 topics")
 
 	untrusted := brokers.SASL(kafka.MechanismPlain)
 	untrusted.TLS.CAFile = ""

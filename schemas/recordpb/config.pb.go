@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Config is a record of the config topic under "<kind>/<32 hex workspace>/<id>", with kind "workspace" or "key".
+// Config is a record of the config topic under "<kind>/<32 hex workspace>/<id>", with kind "workspace", "key" or "redaction".
 // Versions of one key rise by one; readers take any version above the one they hold.
 type Config struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -38,6 +38,7 @@ type Config struct {
 	//
 	//	*Config_Workspace
 	//	*Config_Key
+	//	*Config_Redaction
 	Object        isConfig_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -126,6 +127,15 @@ func (x *Config) GetKey() *Key {
 	return nil
 }
 
+func (x *Config) GetRedaction() *Redaction {
+	if x != nil {
+		if x, ok := x.Object.(*Config_Redaction); ok {
+			return x.Redaction
+		}
+	}
+	return nil
+}
+
 type isConfig_Object interface {
 	isConfig_Object()
 }
@@ -138,9 +148,15 @@ type Config_Key struct {
 	Key *Key `protobuf:"bytes,11,opt,name=key,proto3,oneof"`
 }
 
+type Config_Redaction struct {
+	Redaction *Redaction `protobuf:"bytes,12,opt,name=redaction,proto3,oneof"`
+}
+
 func (*Config_Workspace) isConfig_Object() {}
 
 func (*Config_Key) isConfig_Object() {}
+
+func (*Config_Redaction) isConfig_Object() {}
 
 type Workspace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -526,11 +542,75 @@ func (x *FormerSecret) GetUntil() int64 {
 	return 0
 }
 
+// Redaction says what of an event's content no reader may show or send any more. It needs no secret to be read.
+type Redaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// [16]
+	Workspace []byte `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	// [16] Id of the event that is redacted; the record's id too.
+	Event []byte `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	// RFC 6901 pointers of the fields, all that were ever redacted, sorted.
+	Paths         []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redaction) Reset() {
+	*x = Redaction{}
+	mi := &file_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redaction) ProtoMessage() {}
+
+func (x *Redaction) ProtoReflect() protoreflect.Message {
+	mi := &file_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redaction.ProtoReflect.Descriptor instead.
+func (*Redaction) Descriptor() ([]byte, []int) {
+	return file_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Redaction) GetWorkspace() []byte {
+	if x != nil {
+		return x.Workspace
+	}
+	return nil
+}
+
+func (x *Redaction) GetEvent() []byte {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *Redaction) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
 var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
 	"\n" +
-	"\fconfig.proto\x12\fimmutable.v1\"\xe4\x01\n" +
+	"\fconfig.proto\x12\fimmutable.v1\"\x9d\x02\n" +
 	"\x06Config\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
@@ -540,7 +620,8 @@ const file_config_proto_rawDesc = "" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\x127\n" +
 	"\tworkspace\x18\n" +
 	" \x01(\v2\x17.immutable.v1.WorkspaceH\x00R\tworkspace\x12%\n" +
-	"\x03key\x18\v \x01(\v2\x11.immutable.v1.KeyH\x00R\x03keyB\b\n" +
+	"\x03key\x18\v \x01(\v2\x11.immutable.v1.KeyH\x00R\x03key\x127\n" +
+	"\tredaction\x18\f \x01(\v2\x17.immutable.v1.RedactionH\x00R\tredactionB\b\n" +
 	"\x06object\"\xf6\x01\n" +
 	"\tWorkspace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12 \n" +
@@ -576,7 +657,11 @@ const file_config_proto_rawDesc = "" +
 	"\fFormerSecret\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05untilB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
+	"\x05until\x18\x03 \x01(\x03R\x05until\"U\n" +
+	"\tRedaction\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\fR\tworkspace\x12\x14\n" +
+	"\x05event\x18\x02 \x01(\fR\x05event\x12\x14\n" +
+	"\x05paths\x18\x03 \x03(\tR\x05pathsB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
 
 var (
 	file_config_proto_rawDescOnce sync.Once
@@ -590,24 +675,26 @@ func file_config_proto_rawDescGZIP() []byte {
 	return file_config_proto_rawDescData
 }
 
-var file_config_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_config_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_config_proto_goTypes = []any{
 	(*Config)(nil),       // 0: immutable.v1.Config
 	(*Workspace)(nil),    // 1: immutable.v1.Workspace
 	(*Settings)(nil),     // 2: immutable.v1.Settings
 	(*Key)(nil),          // 3: immutable.v1.Key
 	(*FormerSecret)(nil), // 4: immutable.v1.FormerSecret
+	(*Redaction)(nil),    // 5: immutable.v1.Redaction
 }
 var file_config_proto_depIdxs = []int32{
 	1, // 0: immutable.v1.Config.workspace:type_name -> immutable.v1.Workspace
 	3, // 1: immutable.v1.Config.key:type_name -> immutable.v1.Key
-	2, // 2: immutable.v1.Workspace.settings:type_name -> immutable.v1.Settings
-	4, // 3: immutable.v1.Key.former:type_name -> immutable.v1.FormerSecret
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 2: immutable.v1.Config.redaction:type_name -> immutable.v1.Redaction
+	2, // 3: immutable.v1.Workspace.settings:type_name -> immutable.v1.Settings
+	4, // 4: immutable.v1.Key.former:type_name -> immutable.v1.FormerSecret
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_config_proto_init() }
@@ -618,6 +705,7 @@ func file_config_proto_init() {
 	file_config_proto_msgTypes[0].OneofWrappers = []any{
 		(*Config_Workspace)(nil),
 		(*Config_Key)(nil),
+		(*Config_Redaction)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -625,7 +713,7 @@ func file_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_proto_rawDesc), len(file_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -833,6 +833,353 @@ func (x *DedupBlock) GetIds() []byte {
 	return nil
 }
 
+// LogEntry is a record of the checkpoints topic under "entry/<index>": an entry of the root log, committed in one
+// transaction with the notary_state that it states. Only what is committed here is ever signed.
+type LogEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Canonical JSON (docs/design/ledger-spec.md, Root log), verbatim.
+	Entry []byte `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	// [32] Entry hash.
+	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Roots of the complete 256^k (k >= 1) subtrees of the root log that this entry completes, smallest first; 32 bytes each.
+	Node []byte `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Number of entries with this one: its index + 1.
+	Size uint64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	// [32] RFC 6962 root of the root log at size.
+	Root          []byte `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_record_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LogEntry) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *LogEntry) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *LogEntry) GetNode() []byte {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *LogEntry) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *LogEntry) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+// SignedCheckpoint is a record of the checkpoints topic under "checkpoint/<size>". A later record of the same size has
+// more cosignatures.
+type SignedCheckpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Size  uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// [32]
+	Root []byte `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// C2SP signed note: the log's signature, and cosignatures of witnesses.
+	Note []byte `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// Number of witnesses whose cosignatures are in the note.
+	Witnesses uint32 `protobuf:"varint,4,opt,name=witnesses,proto3" json:"witnesses,omitempty"`
+	// Whether they are as many as the notary was told to ask for; false where it was told of none.
+	Quorum bool `protobuf:"varint,5,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	// When it was published, in microseconds since the Unix epoch.
+	PublishedAt   int64 `protobuf:"varint,6,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedCheckpoint) Reset() {
+	*x = SignedCheckpoint{}
+	mi := &file_record_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedCheckpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedCheckpoint) ProtoMessage() {}
+
+func (x *SignedCheckpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedCheckpoint.ProtoReflect.Descriptor instead.
+func (*SignedCheckpoint) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SignedCheckpoint) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *SignedCheckpoint) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *SignedCheckpoint) GetNote() []byte {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+func (x *SignedCheckpoint) GetWitnesses() uint32 {
+	if x != nil {
+		return x.Witnesses
+	}
+	return 0
+}
+
+func (x *SignedCheckpoint) GetQuorum() bool {
+	if x != nil {
+		return x.Quorum
+	}
+	return false
+}
+
+func (x *SignedCheckpoint) GetPublishedAt() int64 {
+	if x != nil {
+		return x.PublishedAt
+	}
+	return 0
+}
+
+// NotaryChain is a record of the notary_state topic under the chain's id in hexadecimal: the chain at the last epoch
+// that changed it, as the notary has computed it from the ledger topic.
+type NotaryChain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Head  *ChainHead             `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	// Index of that epoch in the root log.
+	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotaryChain) Reset() {
+	*x = NotaryChain{}
+	mi := &file_record_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotaryChain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotaryChain) ProtoMessage() {}
+
+func (x *NotaryChain) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotaryChain.ProtoReflect.Descriptor instead.
+func (*NotaryChain) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NotaryChain) GetHead() *ChainHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *NotaryChain) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// NotaryPartition is a record of the notary_state topic under "partition/<p>": how far the last epoch goes.
+type NotaryPartition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ledger offset from which the next epoch reads: the epoch's position.
+	Next uint64 `protobuf:"varint,1,opt,name=next,proto3" json:"next,omitempty"`
+	// Index of the epoch that last moved it.
+	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotaryPartition) Reset() {
+	*x = NotaryPartition{}
+	mi := &file_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotaryPartition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotaryPartition) ProtoMessage() {}
+
+func (x *NotaryPartition) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotaryPartition.ProtoReflect.Descriptor instead.
+func (*NotaryPartition) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NotaryPartition) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *NotaryPartition) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// NotaryLog is a record of the notary_state topic under "log": the root log with its last entry.
+type NotaryLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Size  uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// [32] Hash of the last entry.
+	LastEntryHash []byte `protobuf:"bytes,2,opt,name=last_entry_hash,json=lastEntryHash,proto3" json:"last_entry_hash,omitempty"`
+	// Roots of the perfect subtrees that make up the root log's tree, largest first; 32 bytes each, popcount(size) of them.
+	Range         []byte `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotaryLog) Reset() {
+	*x = NotaryLog{}
+	mi := &file_record_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotaryLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotaryLog) ProtoMessage() {}
+
+func (x *NotaryLog) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotaryLog.ProtoReflect.Descriptor instead.
+func (*NotaryLog) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *NotaryLog) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *NotaryLog) GetLastEntryHash() []byte {
+	if x != nil {
+		return x.LastEntryHash
+	}
+	return nil
+}
+
+func (x *NotaryLog) GetRange() []byte {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
 var File_record_proto protoreflect.FileDescriptor
 
 const file_record_proto_rawDesc = "" +
@@ -928,7 +1275,30 @@ const file_record_proto_rawDesc = "" +
 	"DedupBlock\x12\x14\n" +
 	"\x05block\x18\x01 \x01(\x04R\x05block\x12,\n" +
 	"\x12last_ledger_offset\x18\x02 \x01(\x04R\x10lastLedgerOffset\x12\x10\n" +
-	"\x03ids\x18\x03 \x01(\fR\x03ids*a\n" +
+	"\x03ids\x18\x03 \x01(\fR\x03ids\"p\n" +
+	"\bLogEntry\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\fR\x05entry\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\fR\x04node\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04root\x18\x05 \x01(\fR\x04root\"\xa7\x01\n" +
+	"\x10SignedCheckpoint\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\fR\x04note\x12\x1c\n" +
+	"\twitnesses\x18\x04 \x01(\rR\twitnesses\x12\x16\n" +
+	"\x06quorum\x18\x05 \x01(\bR\x06quorum\x12!\n" +
+	"\fpublished_at\x18\x06 \x01(\x03R\vpublishedAt\"P\n" +
+	"\vNotaryChain\x12+\n" +
+	"\x04head\x18\x01 \x01(\v2\x17.immutable.v1.ChainHeadR\x04head\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\";\n" +
+	"\x0fNotaryPartition\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\x04R\x04next\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"]\n" +
+	"\tNotaryLog\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12&\n" +
+	"\x0flast_entry_hash\x18\x02 \x01(\fR\rlastEntryHash\x12\x14\n" +
+	"\x05range\x18\x03 \x01(\fR\x05range*a\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fKIND_GENESIS\x10\x01\x12\x0e\n" +
@@ -950,23 +1320,29 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_record_proto_goTypes = []any{
-	(Kind)(0),             // 0: immutable.v1.Kind
-	(*Event)(nil),         // 1: immutable.v1.Event
-	(*Sealed)(nil),        // 2: immutable.v1.Sealed
-	(*ChainHead)(nil),     // 3: immutable.v1.ChainHead
-	(*PartitionHead)(nil), // 4: immutable.v1.PartitionHead
-	(*DedupBlock)(nil),    // 5: immutable.v1.DedupBlock
+	(Kind)(0),                // 0: immutable.v1.Kind
+	(*Event)(nil),            // 1: immutable.v1.Event
+	(*Sealed)(nil),           // 2: immutable.v1.Sealed
+	(*ChainHead)(nil),        // 3: immutable.v1.ChainHead
+	(*PartitionHead)(nil),    // 4: immutable.v1.PartitionHead
+	(*DedupBlock)(nil),       // 5: immutable.v1.DedupBlock
+	(*LogEntry)(nil),         // 6: immutable.v1.LogEntry
+	(*SignedCheckpoint)(nil), // 7: immutable.v1.SignedCheckpoint
+	(*NotaryChain)(nil),      // 8: immutable.v1.NotaryChain
+	(*NotaryPartition)(nil),  // 9: immutable.v1.NotaryPartition
+	(*NotaryLog)(nil),        // 10: immutable.v1.NotaryLog
 }
 var file_record_proto_depIdxs = []int32{
 	0, // 0: immutable.v1.Event.kind:type_name -> immutable.v1.Kind
 	1, // 1: immutable.v1.Sealed.event:type_name -> immutable.v1.Event
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 2: immutable.v1.NotaryChain.head:type_name -> immutable.v1.ChainHead
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -980,7 +1356,7 @@ func file_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -275,16 +275,23 @@ func (c *eventColumns) append(s *sealed, part uint32, partition int32, offset in
 // leafColumns is one batch for the table leaves.
 type leafColumns struct {
 	position
-	leafHash proto.ColFixedStr
-	node     proto.ColStr
-	input    proto.Input
+	leafHash    proto.ColFixedStr
+	node        proto.ColStr
+	incarnation proto.ColFixedStr
+	lane, lanes proto.ColUInt32
+	input       proto.Input
 }
 
 func newLeafColumns() *leafColumns {
-	c := &leafColumns{position: newPosition(), leafHash: proto.ColFixedStr{Size: 32}}
+	c := &leafColumns{
+		position: newPosition(), leafHash: proto.ColFixedStr{Size: 32}, incarnation: proto.ColFixedStr{Size: 16},
+	}
 	c.input = append(c.position.input(),
 		proto.InputColumn{Name: "leaf_hash", Data: &c.leafHash},
 		proto.InputColumn{Name: "node", Data: &c.node},
+		proto.InputColumn{Name: "incarnation", Data: &c.incarnation},
+		proto.InputColumn{Name: "lane", Data: &c.lane},
+		proto.InputColumn{Name: "lanes", Data: &c.lanes},
 	)
 	return c
 }
@@ -293,6 +300,9 @@ func (c *leafColumns) append(s *sealed, part uint32, partition int32, offset int
 	c.position.append(s, part, partition, offset)
 	c.leafHash.Append(s.leafHash)
 	c.node.AppendBytes(s.node)
+	c.incarnation.Append(s.incarnation)
+	c.lane.Append(uint32(s.lane))
+	c.lanes.Append(uint32(s.lanes))
 }
 
 // month returns the ClickHouse partition, yyyymm, of a time in microseconds.

@@ -20,8 +20,9 @@ type sealed struct {
 	generation, partition, fieldCount, kind uint64
 	offset                                  uint64
 
-	id, workspace, seed, body, bodyRoot []byte
-	recordedAt, occurredAt              int64
+	id, workspace, incarnation, seed, body, bodyRoot []byte
+	recordedAt, occurredAt                           int64
+	lane, lanes                                      uint64
 
 	// text holds the string fields 17 to 28 of recordpb.Event.
 	text                         [textFields][]byte
@@ -120,6 +121,10 @@ func (s *sealed) eventNumber(num protowire.Number, v uint64) {
 	switch num {
 	case 3:
 		s.kind = v
+	case 6:
+		s.lane = v
+	case 7:
+		s.lanes = v
 	case 8:
 		s.recordedAt = int64(v)
 	case 11:
@@ -140,6 +145,8 @@ func (s *sealed) eventBytes(num protowire.Number, b []byte) {
 		s.id = b
 	case 4:
 		s.workspace = b
+	case 5:
+		s.incarnation = b
 	case 9:
 		s.seed = b
 	case 10:
@@ -170,6 +177,7 @@ func (s *sealed) check() error {
 		{"previous", s.previous, 32},
 		{"leaf_hash", s.leafHash, 32},
 		{"workspace", s.workspace, 16},
+		{"incarnation", s.incarnation, 16},
 		{"id", s.id, 16},
 		{"body_root", s.bodyRoot, 32},
 	} {
@@ -182,6 +190,8 @@ func (s *sealed) check() error {
 		return fmt.Errorf("kind %d is unknown", s.kind)
 	case len(s.node)%32 != 0:
 		return fmt.Errorf("node has %d bytes, not a multiple of 32", len(s.node))
+	case s.lane > math.MaxUint32 || s.lanes > math.MaxUint32:
+		return fmt.Errorf("lane %d or lanes %d has more than 32 bits", s.lane, s.lanes)
 	case s.generation > math.MaxUint16 || s.partition > math.MaxUint16 || s.fieldCount > math.MaxUint16:
 		return fmt.Errorf("generation %d, partition %d or field_count %d is above 65535", s.generation, s.partition, s.fieldCount)
 	case len(s.targetTypes) != len(s.targetIDs):
