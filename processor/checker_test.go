@@ -151,6 +151,11 @@ type checkedChain struct {
 	lasts    map[uint64]string
 }
 
+// newPartitionCheck is for what the ledger alone says.
+func newPartitionCheck(number int32) *partitionCheck {
+	return &partitionCheck{number: number, chains: make(map[string]*checkedChain), bySeal: make(map[int64]*kgo.Record)}
+}
+
 func (k *partitionCheck) check() error {
 	k.chains, k.bySeal = make(map[string]*checkedChain), make(map[int64]*kgo.Record)
 	for i, r := range k.ledger {
