@@ -41,6 +41,10 @@ var figures = []figure{
 		this: metric{"ingest", "p99-ms"}, base: metric{"raw", "p99-ms"}, goal: "<= 2.0", kafka: anyKafka,
 	},
 	{
+		name: "sealing without Kafka, against a bare SHA-256 chain that syncs as often", pkg: "processor", bench: "SealCore", benchtime: "7x",
+		this: metric{"", "sealed/s"}, base: metric{"", "chained/s"}, goal: ">= 0.5", once: true,
+	},
+	{
 		name: "seal, against a plain exactly-once copy", pkg: "processor", bench: "SealTopic/sync", benchtime: "7x",
 		this: metric{"sync", "sealed/s"}, base: metric{"sync", "copied/s"}, goal: ">= 0.60", once: true,
 	},

@@ -2,8 +2,11 @@ package processor
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -164,7 +167,6 @@ func compare(b *testing.B, cluster func(*testing.B) *kafkatest.Cluster, records 
 		b.Logf("records a second: %s %.0f, %s %.0f; microseconds of CPU each: %.2f, %.2f",
 			base.name, n/x.wall.Seconds(), this.name, n/y.wall.Seconds(), x.cpu.Seconds()/n*1e6, y.cpu.Seconds()/n*1e6)
 	}
-	median := func(v []float64) float64 { slices.Sort(v); return v[len(v)/2] }
 	b.ReportMetric(median(bases), base.name+"/s")
 	b.ReportMetric(median(these), this.name+"/s")
 	b.ReportMetric(median(ratios), "ratio")
@@ -399,4 +401,91 @@ func BenchmarkTakeOver(b *testing.B) {
 	}
 	b.ReportMetric(float64(sum.Milliseconds())/float64(b.N), "ms/take-over")
 	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkSealCore measures sealing without Kafka: the pure step over one partition, its records written to a file that is
+// synced with each transaction. Beside it, in turns, what no ledger can do without: one SHA-256 over each record and the
+// hash before it, the record and the hash written, and synced as often.
+func BenchmarkSealCore(b *testing.B) {
+	const batch, batches = 10_000, 20
+	var records []*kgo.Record
+	for _, r := range benchRecords(b, 40_000, false) {
+		if r.Partition == 0 {
+			records = append(records, r)
+		}
+	}
+	file, err := os.Create(filepath.Join(b.TempDir(), "ledger"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer file.Close()
+	var out []byte
+	written := func() {
+		if _, err := file.WriteAt(out, 0); err != nil {
+			b.Fatal(err)
+		}
+		if err := file.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		out = out[:0]
+	}
+	p := newPartition(0, testPartitions, defaultDedupLeaves)
+	s, values := new(step), new(arena)
+	var offset uint64
+	seal := func() {
+		for range batches {
+			s.begin(p, values)
+			for range batch {
+				r := records[offset%uint64(len(records))]
+				sealed, dead := s.seal(input{key: r.Key, value: r.Value, offset: offset})
+				if dead != nil {
+					b.Fatal(dead)
+				}
+				for _, l := range sealed {
+					out = append(out, l.value...)
+				}
+				offset++
+			}
+			states, err := s.finish(func(leaf uint64) uint64 { return leaf })
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, state := range states {
+				out = append(out, state.value...)
+			}
+			written()
+			s.publish()
+			values.reset()
+		}
+	}
+	var previous [32]byte
+	var buf []byte
+	chain := func() {
+		for range batches {
+			for i := range batch {
+				buf = append(append(buf[:0], previous[:]...), records[i%len(records)].Value...)
+				previous = sha256.Sum256(buf)
+				out = append(append(out, records[i%len(records)].Value...), previous[:]...)
+			}
+			written()
+		}
+	}
+	var sealed, chained []float64
+	rate := func(arm func()) float64 {
+		begun := time.Now()
+		arm()
+		return batch * batches / time.Since(begun).Seconds()
+	}
+	for b.Loop() {
+		sealed = append(sealed, rate(seal))
+		chained = append(chained, rate(chain))
+	}
+	b.ReportMetric(median(sealed), "sealed/s")
+	b.ReportMetric(median(chained), "chained/s")
+	b.ReportMetric(0, "ns/op")
+}
+
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
 }
