@@ -71,6 +71,9 @@ func wholeProgram(ctx context.Context, table io.Writer, root, dir string, events
 	for i, p := range peak {
 		row(table, fmt.Sprintf("resident, part %d of %d of the load, greatest", i+1, len(peak)), mib(p), "", "", "flat")
 	}
+	if err := storage(ctx, table, data, events); err != nil {
+		return err
+	}
 	if err := p.stop(); err != nil {
 		return err
 	}
