@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -229,7 +230,7 @@ func (s *session) awaitStable(ctx context.Context, ts takes, l limits) {
 // readHeads reads heads and dedup, and compares them with what the group committed.
 func (s *session) readHeads(ctx context.Context, ts takes, l limits) error {
 	heads, dedup := s.cfg.Kafka.Topic(schemas.TopicHeads), s.cfg.Kafka.Topic(schemas.TopicDedup)
-	ranges := make(spans)
+	var ranges spans
 	for number, t := range ts {
 		if t.err == nil {
 			ranges.add(l, heads, number, 0)
@@ -272,7 +273,7 @@ func (s *session) readHeads(ctx context.Context, ts takes, l limits) error {
 // readLedger reads the end of the ledger, which must be where heads says.
 func (s *session) readLedger(ctx context.Context, ts takes, l limits) error {
 	topic := s.cfg.Kafka.Topic(schemas.TopicLedger)
-	ranges := make(spans)
+	var ranges spans
 	for number, t := range ts {
 		if t.err != nil {
 			continue
@@ -305,73 +306,21 @@ func (s *session) readLedger(ctx context.Context, ts takes, l limits) error {
 	return nil
 }
 
-// span is a range of a partition's offsets.
-type span struct{ from, end int64 }
-
-// spans to read, by topic and partition.
-type spans map[string]map[int32]span
+// spans to read.
+type spans []kafka.Span
 
 // add adds a partition's offsets from from, or its start, to its high watermark, if there are any.
-func (ss spans) add(l limits, topic string, partition int32, from int64) {
+func (ss *spans) add(l limits, topic string, partition int32, from int64) {
 	start, end := l.of(topic, partition)
-	if from = max(from, start); from >= end {
-		return
-	}
-	if ss[topic] == nil {
-		ss[topic] = make(map[int32]span)
-	}
-	ss[topic][partition] = span{from: from, end: end}
+	*ss = append(*ss, kafka.Span{Topic: topic, Partition: partition, From: max(from, start), To: end})
 }
 
-// read gives each committed record of ranges to use, those of one partition in order. It empties ranges.
+// read gives each committed record of ranges to use, those of one partition in order.
 func (s *session) read(ctx context.Context, ranges spans, use func(*kgo.Record)) error {
-	left := 0
-	offsets := make(map[string]map[int32]kgo.Offset)
-	for topic, partitions := range ranges {
-		offsets[topic] = make(map[int32]kgo.Offset)
-		for number, span := range partitions {
-			offsets[topic][number] = kgo.NewOffset().At(span.from)
-			left++
-		}
-	}
-	if left == 0 {
-		return nil
-	}
-	cl, err := kgo.NewClient(slices.Concat(s.lookups(), []kgo.Opt{
-		kgo.ConsumePartitions(offsets),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		// Only by seeing what is at the last offset before the high watermark, or behind it, is the end known. That is
-		// often a transaction's marker; where it is a record of an aborted one, which is left out, the marker follows.
-		// None is compacted away: they are in the active segment.
-		kgo.KeepControlRecords(),
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		kgo.FetchMaxBytes(s.cfg.FetchBytes),
-		kgo.FetchMaxPartitionBytes(s.cfg.FetchBytes),
+	return kafka.Read(ctx, ranges, func(r *kgo.Record) bool {
+		use(r)
+		return true
+	}, slices.Concat(s.lookups(), []kgo.Opt{
+		kgo.FetchMaxBytes(s.cfg.FetchBytes), kgo.FetchMaxPartitionBytes(s.cfg.FetchBytes),
 	})...)
-	if err != nil {
-		return fmt.Errorf("making a client: %w", err)
-	}
-	defer cl.Close()
-	for left > 0 {
-		fetches := cl.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return err
-		}
-		for it := fetches.RecordIter(); !it.Done(); {
-			r := it.Next()
-			span, ok := ranges[r.Topic][r.Partition]
-			if !ok {
-				continue // it is read to its end
-			}
-			if r.Offset < span.end && !r.Attrs.IsControl() {
-				use(r)
-			}
-			// What was aborted is not delivered; its marker, which may be above the end, is.
-			if r.Offset >= span.end-1 {
-				delete(ranges[r.Topic], r.Partition)
-				left--
-			}
-		}
-	}
-	return nil
 }
