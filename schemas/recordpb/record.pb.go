@@ -1117,14 +1117,17 @@ func (x *NotaryPartition) GetEpoch() uint64 {
 	return 0
 }
 
-// NotaryLog is a record of the notary_state topic under "log": the root log with its last entry.
+// NotaryLog is a record of the notary_state topic under "log": the root log with its last entry. The entries that state a
+// key are there too, each a LogEntry under "key/<index>".
 type NotaryLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Size  uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
 	// [32] Hash of the last entry.
 	LastEntryHash []byte `protobuf:"bytes,2,opt,name=last_entry_hash,json=lastEntryHash,proto3" json:"last_entry_hash,omitempty"`
 	// Roots of the perfect subtrees that make up the root log's tree, largest first; 32 bytes each, popcount(size) of them.
-	Range         []byte `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
+	Range []byte `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
+	// Index of the last entry that states a key.
+	LastKey       uint64 `protobuf:"varint,4,opt,name=last_key,json=lastKey,proto3" json:"last_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1178,6 +1181,69 @@ func (x *NotaryLog) GetRange() []byte {
 		return x.Range
 	}
 	return nil
+}
+
+func (x *NotaryLog) GetLastKey() uint64 {
+	if x != nil {
+		return x.LastKey
+	}
+	return 0
+}
+
+// NotaryNode is a record of the notary_state topic under "node/1/<index>": the root of the root log's entries index*256
+// to index*256+255, from which consistency proofs are made.
+type NotaryNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// [32]
+	Hash []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Offset on the checkpoints topic of the last of these entries.
+	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotaryNode) Reset() {
+	*x = NotaryNode{}
+	mi := &file_record_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotaryNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotaryNode) ProtoMessage() {}
+
+func (x *NotaryNode) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotaryNode.ProtoReflect.Descriptor instead.
+func (*NotaryNode) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NotaryNode) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *NotaryNode) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 var File_record_proto protoreflect.FileDescriptor
@@ -1294,11 +1360,16 @@ const file_record_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\";\n" +
 	"\x0fNotaryPartition\x12\x12\n" +
 	"\x04next\x18\x01 \x01(\x04R\x04next\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"]\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"x\n" +
 	"\tNotaryLog\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12&\n" +
 	"\x0flast_entry_hash\x18\x02 \x01(\fR\rlastEntryHash\x12\x14\n" +
-	"\x05range\x18\x03 \x01(\fR\x05range*a\n" +
+	"\x05range\x18\x03 \x01(\fR\x05range\x12\x19\n" +
+	"\blast_key\x18\x04 \x01(\x04R\alastKey\"8\n" +
+	"\n" +
+	"NotaryNode\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset*a\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fKIND_GENESIS\x10\x01\x12\x0e\n" +
@@ -1320,7 +1391,7 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_record_proto_goTypes = []any{
 	(Kind)(0),                // 0: immutable.v1.Kind
 	(*Event)(nil),            // 1: immutable.v1.Event
@@ -1333,6 +1404,7 @@ var file_record_proto_goTypes = []any{
 	(*NotaryChain)(nil),      // 8: immutable.v1.NotaryChain
 	(*NotaryPartition)(nil),  // 9: immutable.v1.NotaryPartition
 	(*NotaryLog)(nil),        // 10: immutable.v1.NotaryLog
+	(*NotaryNode)(nil),       // 11: immutable.v1.NotaryNode
 }
 var file_record_proto_depIdxs = []int32{
 	0, // 0: immutable.v1.Event.kind:type_name -> immutable.v1.Kind
@@ -1356,7 +1428,7 @@ func file_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
