@@ -32,6 +32,7 @@ type cli struct {
 	Up         upCmd         `cmd:"" help:"Run everything in this process: the quick start."`
 	Ingest     ingestCmd     `cmd:"" help:"Run the service that accepts events over HTTP and writes them to Kafka."`
 	Processor  processorCmd  `cmd:"" help:"Run the service that numbers and hash-chains every event, exactly once."`
+	Notary     notaryCmd     `cmd:"" help:"Run the service that states the whole ledger in a signed checkpoint every few seconds."`
 	Sinks      sinksCmd      `cmd:"" help:"Run the service that writes the ledger to ClickHouse."`
 	Query      queryCmd      `cmd:"" help:"Run the service that answers what happened, over HTTP."`
 	Topics     topicsCmd     `cmd:"" help:"Create or check the Kafka topics."`
@@ -40,6 +41,7 @@ type cli struct {
 	Check      checkCmd      `cmd:"" help:"Say what is wrong with Kafka, ClickHouse, topics, tables, clocks, certificates and disks, and what to do."`
 	Workspaces workspacesCmd `cmd:"" help:"Create, list, change or delete workspaces."`
 	Keys       keysCmd       `cmd:"" help:"Create, list or revoke API keys."`
+	NotaryKey  notaryKeyCmd  `cmd:"" help:"Create or rotate the key that signs checkpoints."`
 	Health     healthCmd     `cmd:"" help:"Ask a service on this machine whether it is ready: exit code 0 if so."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 

@@ -27,6 +27,7 @@ type upCmd struct {
 	AllowSingleReplica bool            `help:"With --kafka, allow one replica instead: the loss of one disk is then the loss of accepted events."`
 	TLSCert            string          `help:"PEM file of a certificate: serve HTTPS." placeholder:"FILE"`
 	TLSKey             string          `help:"PEM file of its key." placeholder:"FILE"`
+	EpochInterval      time.Duration   `help:"How often a checkpoint is made when there are new events." default:"10s" placeholder:"DURATION"`
 	Kafkas             kafkaFlags      `embed:""`
 	Tables             clickhouseFlags `embed:""`
 }
@@ -50,7 +51,7 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 	up, err := devmode.New(devmode.Config{
 		Dir: c.Data, HTTP: httpserver.Config{Addr: c.Addr, TLSCertFile: c.TLSCert, TLSKeyFile: c.TLSKey},
 		Internal: httpserver.Config{Addr: c.InternalAddr, WriteTimeout: profileTimeout}, Kafka: c.Kafkas.config(),
-		Partitions: c.Partitions, Replicas: replicas, ClickHouse: tables, Library: c.Libchdb, APIKey: c.APIKey,
+		Partitions: c.Partitions, Replicas: replicas, ClickHouse: tables, EpochInterval: c.EpochInterval, Library: c.Libchdb, APIKey: c.APIKey,
 		MinFreeBytes: c.MinFreeMiB << 20, Started: func(s devmode.Started) { announce(p.stdout, s, c.APIKey) },
 	}, telemetry.NewRegistry(), p.logger)
 	if err != nil {

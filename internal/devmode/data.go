@@ -1,6 +1,8 @@
 package devmode
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"syscall"
 
 	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/processor/notary"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -20,6 +23,9 @@ import (
 const (
 	lockFile      = "lock"
 	masterKeyFile = "master.key"
+	notaryKeyFile = "notary.key"
+	// notaryLock is what the notary remembers beside the topics. It is not for backups: an old one would hide a loss.
+	notaryLock    = "notary.lock"
 	upFile        = "up.json"
 	kafkaDir      = "kafka"
 	clickhouseDir = "clickhouse"
@@ -101,6 +107,24 @@ func ensureMasterKey(dir string) (control.MasterKey, error) {
 		}
 	}
 	return control.CreateMasterKey(filepath.Join(dir, masterKeyFile))
+}
+
+// ensureNotaryKey creates the notary's key file at the first start, for a root log with a name of its own, and returns its
+// path. Where the notary has signed, which its lock file shows, it does not: under another key it would be another log.
+func ensureNotaryKey(dir string) (path string, err error) {
+	path = filepath.Join(dir, notaryKeyFile)
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return path, err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, notaryLock)); !errors.Is(err, fs.ErrNotExist) {
+		return path, errors.Join(fmt.Errorf("%[1]s is missing, and checkpoints were signed with it: restore %[1]s from a backup", path), err)
+	}
+	var name [16]byte
+	_, _ = rand.Read(name[:]) // never fails
+	if _, err := notary.CreateKey(path, "localhost/immutable/"+hex.EncodeToString(name[:])); err != nil {
+		return path, err
+	}
+	return path, nil
 }
 
 // lock takes the data folder for this process, until the returned function or the process's end, however it ends.

@@ -24,6 +24,7 @@ import (
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/localkafka"
 	"getimmutable.dev/immutable/processor"
+	"getimmutable.dev/immutable/processor/notary"
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
@@ -35,7 +36,7 @@ const stopLimit = 18 * time.Second
 // topicsTimeout is for reaching Kafka and creating topics.
 const topicsTimeout = time.Minute
 
-// instance names the one processor and the one ClickHouse writer of a data folder: after a crash they are back at once.
+// instance names the one processor, the one notary and the one ClickHouse writer of a data folder: after a crash they are back at once.
 const instance = "0"
 
 // Up is everything in one process.
@@ -89,6 +90,10 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 	if err != nil {
 		return err
 	}
+	notaryKey, err := ensureNotaryKey(u.cfg.Dir)
+	if err != nil {
+		return err
+	}
 	layout := u.cfg.layout()
 	now := &UpFile{TopicPrefix: layout.Prefix, Partitions: layout.Partitions, Replicas: layout.Replicas}
 
@@ -123,6 +128,7 @@ func (u *Up) start(ctx context.Context, parts *actors.Group, began time.Time) er
 	}
 	web, err := u.startServices(ctx, parts, services{
 		kafka: kafkaConfig, clickhouse: clickhouseConfig, layout: layout, masterKey: masterKey, admit: admit,
+		notaryKey: notaryKey,
 	})
 	if err != nil {
 		return err
@@ -231,6 +237,7 @@ type services struct {
 	clickhouse clickhouse.Config
 	layout     schemas.TopicLayout
 	masterKey  control.MasterKey
+	notaryKey  string // path
 }
 
 // startServices starts what production runs as services of their own, in the order in which an event passes them but
@@ -241,6 +248,13 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 		return nil, err
 	}
 	seal, err := processor.New(processor.Config{Kafka: s.kafka, Layout: s.layout, Instance: instance}, u.reg, u.logger)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := notary.New(notary.Config{
+		Kafka: s.kafka, Layout: s.layout, ClickHouse: s.clickhouse, KeyFile: s.notaryKey,
+		LockFile: filepath.Join(u.cfg.Dir, notaryLock), Instance: instance, EpochInterval: u.cfg.EpochInterval,
+	}, u.reg, u.logger)
 	if err != nil {
 		return nil, err
 	}
@@ -269,6 +283,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	checks := []httpserver.Check{
 		{Name: "control", Ready: view.Ready},
 		{Name: "processor", Ready: seal.Ready},
+		{Name: "notary", Ready: signer.Ready},
 		{Name: "clickhouse_writer", Ready: writer.Ready},
 		{Name: "query", Ready: timeline.Ready},
 		{Name: "ingest", Ready: door.Ready},
@@ -296,6 +311,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 
 	parts.Start(ctx, "control view", view.Run)        // who may do what
 	parts.Start(ctx, "clickhouse writer", writer.Run) // ledger -> ClickHouse
+	parts.Start(ctx, "notary", signer.Run)            // ledger -> checkpoints
 	parts.Start(ctx, "processor", seal.Run)           // events -> ledger
 	parts.Start(ctx, "query", timeline.Run)           // answers reads until HTTP has drained
 	parts.Start(ctx, "ingest", door.Run)              // accepts events until HTTP has drained

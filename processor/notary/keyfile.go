@@ -1,0 +1,195 @@
+package notary
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// A key file holds C2SP signed-note private keys, one a line, "PRIVATE+KEY+<origin>+<hash>+<key>", the newest last. Their
+// name, which is the same for all, is the root log's origin.
+
+const (
+	// maxKeys of a key file: more than one a month for a life.
+	maxKeys = 1000
+	// maxKeyFileBytes is above what that many need with the longest origins.
+	maxKeyFileBytes = 1 << 20
+)
+
+// keyPair is a key that signs checkpoints.
+type keyPair struct {
+	note.Signer
+	verifier string // in text
+	private  string // in text
+}
+
+// keys are those of a key file.
+type keys []*keyPair
+
+// newest is what new checkpoints are to be signed with.
+func (k keys) newest() *keyPair { return k[len(k)-1] }
+
+// find returns the key of a verifier key in text, nil where there is none.
+func (k keys) find(verifier string) *keyPair {
+	for _, pair := range k {
+		if pair.verifier == verifier {
+			return pair
+		}
+	}
+	return nil
+}
+
+func newKeyPair(private string) (*keyPair, error) {
+	signer, err := note.NewSigner(private)
+	if err != nil {
+		return nil, errors.New("it is not PRIVATE+KEY+<origin>+<hash>+<key> of an Ed25519 key") // the cause may quote it
+	}
+	parts := strings.SplitN(private, "+", 5)
+	seed, err := base64.StdEncoding.DecodeString(parts[len(parts)-1])
+	if err != nil || len(seed) != 1+ed25519.SeedSize {
+		return nil, errors.New("it is not a key of type Ed25519")
+	}
+	public := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey) //nolint:forcetypeassert,errcheck // what it documents
+	verifier, err := note.NewEd25519VerifierKey(signer.Name(), public)
+	if err != nil {
+		return nil, fmt.Errorf("its verifier key: %w", err)
+	}
+	return &keyPair{Signer: signer, verifier: verifier, private: private}, nil
+}
+
+// generateKey draws a key of this origin.
+func generateKey(origin string) (*keyPair, error) {
+	private, _, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return nil, fmt.Errorf("drawing a key: %w", err)
+	}
+	pair, err := newKeyPair(private)
+	if err != nil {
+		return nil, fmt.Errorf("origin %q: want a name without white space and plus signs: %w", origin, err)
+	}
+	return pair, nil
+}
+
+// loadKeys reads a key file. Its mode must keep out everybody but its owner and, for reading, its group, because a mounted
+// secret belongs to a group.
+func loadKeys(path string) (keys, error) {
+	f, err := os.Open(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("opening the notary's key file: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("opening the notary's key file: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o027 != 0 {
+		return nil, fmt.Errorf("the notary's key file %s has mode %04o, so that others can read it: run chmod 600 on it", path, mode)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxKeyFileBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the notary's key file: %w", err)
+	}
+	k, err := parseKeys(text)
+	if err != nil {
+		return nil, fmt.Errorf("the notary's key file %s: %w", path, err)
+	}
+	return k, nil
+}
+
+func parseKeys(text []byte) (keys, error) {
+	if len(text) > maxKeyFileBytes {
+		return nil, fmt.Errorf("it has more than %d bytes", maxKeyFileBytes)
+	}
+	var k keys
+	number := 0
+	for line := range bytes.Lines(text) {
+		number++
+		private := strings.TrimRight(string(line), "\r\n")
+		if private == "" {
+			continue
+		}
+		pair, err := newKeyPair(private)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		case len(k) > 0 && pair.Name() != k[0].Name():
+			return nil, fmt.Errorf("line %d: a key of origin %q, those before it are of %q", number, pair.Name(), k[0].Name())
+		case k.find(pair.verifier) != nil:
+			return nil, fmt.Errorf("line %d: the key is there already", number)
+		case len(k) == maxKeys:
+			return nil, fmt.Errorf("it has more than %d keys", maxKeys)
+		}
+		k = append(k, pair)
+	}
+	if len(k) == 0 {
+		return nil, errors.New("it has no key: `immutable notary-key create` makes one")
+	}
+	return k, nil
+}
+
+// CreateKey draws the first key of a root log of this origin, writes it to a new file with mode 0600, and returns the
+// verifier key. It refuses to replace a file: fs.ErrExist. When it returns without an error the file is on disk.
+func CreateKey(path, origin string) (verifier string, err error) {
+	pair, err := generateKey(origin)
+	if err != nil {
+		return "", err
+	}
+	// A link, unlike a rename, fails where the name is taken.
+	if err := writeDurably(path, []byte(pair.private+"\n"), os.Link); err != nil {
+		return "", fmt.Errorf("creating the notary's key file: %w", err)
+	}
+	return pair.verifier, nil
+}
+
+// RotateKey draws another key, appends it to the file, and returns its verifier key. The notary states it in the root log
+// when it is next started, signed by the key before it, which therefore stays in the file.
+func RotateKey(path string) (verifier string, err error) {
+	k, err := loadKeys(path)
+	if err != nil {
+		return "", err
+	}
+	pair, err := generateKey(k.newest().Name())
+	if err != nil {
+		return "", err
+	}
+	var text []byte
+	for _, old := range k {
+		text = append(text, old.private+"\n"...)
+	}
+	if err := writeDurably(path, append(text, pair.private+"\n"...), os.Rename); err != nil {
+		return "", fmt.Errorf("writing the notary's key file: %w", err)
+	}
+	return pair.verifier, nil
+}
+
+// writeDurably makes a file of mode 0600 under another name and puts it in its place once its content is on disk. When it
+// returns without an error, name and content survive a power cut; before, what was there is there.
+func writeDurably(path string, content []byte, place func(from, to string) error) (err error) {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, filepath.Base(path)+".*.tmp") // mode 0600, O_EXCL
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // a rename has taken it away already
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := place(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir) //nolint:gosec // where the operator's file is
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
