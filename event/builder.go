@@ -121,7 +121,9 @@ func (b *Builder) Build(ws *Workspace, in Input) (Record, error) {
 	} else {
 		r.ID = b.ids.v7(b.clock)
 	}
-	r.Lane = Lane(b.string(resource), b.string(resourceID), b.string(actorID), ws.Lanes)
+	if r.Lane = Lane(b.string(resource), b.string(resourceID), b.string(actorID), ws.Lanes); in.Lane != nil {
+		r.Lane = *in.Lane
+	}
 	b.commit()
 	b.record = b.appendRecord(b.record[:0], &r, &in)
 	r.Key, r.Value = RecordKey(ws.ID, r.Lane), bytes.Clone(b.record)

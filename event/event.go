@@ -63,6 +63,9 @@ type Input struct {
 	JSON []byte
 	// Kind, default KIND_EVENT.
 	Kind recordpb.Kind
+	// Lane, where it is set, is the lane instead of Lane's, below Workspace.Lanes: a redaction is in the lane of the event
+	// that it is about.
+	Lane *uint32
 	// IdempotencyKey from the request's header, empty where there was none. It stands in for the body's member; both
 	// with different values are an error.
 	IdempotencyKey string
