@@ -165,10 +165,15 @@ func checkTopics(tb testing.TB, c *kafkatest.Cluster) []string {
 		versions[string(r.Key)] = pb.GetVersion()
 		kind, id, workspace := "workspace", pb.GetWorkspace().GetId(), pb.GetWorkspace().GetId()
 		action := "updated"
+		if pb.GetRedaction() != nil {
+			kind, id, workspace = "event", pb.GetRedaction().GetEvent(), pb.GetRedaction().GetWorkspace()
+		}
 		if pb.GetKey() != nil {
 			kind, id, workspace = "api_key", pb.GetKey().GetId(), pb.GetKey().GetWorkspace()
 		}
 		switch {
+		case pb.GetRedaction() != nil:
+			action = "redacted"
 		case pb.GetVersion() == 1:
 			action = "created"
 		case pb.GetDeleted() && kind == "workspace":

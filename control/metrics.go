@@ -12,6 +12,7 @@ type viewMetrics struct {
 	lag        prometheus.Gauge
 	workspaces prometheus.Gauge
 	keys       prometheus.Gauge
+	redactions prometheus.Gauge
 	refused    prometheus.Gauge
 	restarts   prometheus.Counter
 	records    map[outcome]prometheus.Counter
@@ -57,6 +58,10 @@ func newViewMetrics(reg prometheus.Registerer, age func() float64) *viewMetrics 
 		keys: f.NewGauge(prometheus.GaugeOpts{
 			Name: "immutable_control_keys",
 			Help: "API keys that were not revoked, expired ones among them.",
+		}),
+		redactions: f.NewGauge(prometheus.GaugeOpts{
+			Name: "immutable_control_redacted_events",
+			Help: "Events of which a field was redacted.",
 		}),
 		refused: f.NewGauge(prometheus.GaugeOpts{
 			Name: "immutable_control_broken_objects",

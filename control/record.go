@@ -18,10 +18,12 @@ import (
 const (
 	kindWorkspace = "workspace"
 	kindKey       = "key"
+	kindRedaction = "redaction"
 )
 
-// object is the newest record of one Kafka key. It holds either a workspace or an API key; a deleted one is kept for
-// its version and, if it is an API key, because its text must not be used again.
+// object is the newest record of one Kafka key. It holds a workspace or an API key; a deleted one is kept for
+// its version and, if it is an API key, because its text must not be used again. One that holds a redaction is only ever
+// written: see Redactions.
 type object struct {
 	version   uint64
 	changedAt time.Time
@@ -29,6 +31,7 @@ type object struct {
 	deleted   bool
 	workspace *Workspace
 	key       *Key
+	redaction *Redaction
 	// broken says why the newest version cannot be used. The object is refused then, not served as it was before: the
 	// version that cannot be read may be the one that took a right away.
 	broken error
@@ -36,8 +39,11 @@ type object struct {
 
 // recordKey returns the Kafka key "<kind>/<32 hex workspace>/<32 hex id>".
 func (o *object) recordKey() string {
-	if o.workspace != nil {
+	switch {
+	case o.workspace != nil:
 		return recordKey(kindWorkspace, o.workspace.ID, o.workspace.ID)
+	case o.redaction != nil:
+		return recordKey(kindRedaction, o.redaction.Workspace, o.redaction.Event)
 	}
 	return recordKey(kindKey, o.key.Workspace, o.key.ID)
 }
@@ -59,7 +65,11 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 		ChangedBy: o.changedBy,
 		Deleted:   o.deleted,
 	}
-	if w := o.workspace; w != nil {
+	if r := o.redaction; r != nil {
+		c.Object = &recordpb.Config_Redaction{Redaction: &recordpb.Redaction{
+			Workspace: r.Workspace[:], Event: r.Event[:], Paths: r.Paths, Redaction: r.ID[:],
+		}}
+	} else if w := o.workspace; w != nil {
 		c.Object = &recordpb.Config_Workspace{Workspace: &recordpb.Workspace{
 			Id:                      w.ID[:],
 			Incarnation:             w.Incarnation[:],

@@ -9,14 +9,19 @@ import (
 
 // state is what the records of the config topic say, from its beginning up to next. One goroutine owns it.
 type state struct {
+	// sealer is nil where nothing but redactions is read.
 	sealer  *sealer
 	objects map[string]*object
+	// redactions may be many, and are shared with those who look them up: they are no objects.
+	redactions *Redactions
+	// stale says that objects has changed since it was last reset.
+	stale bool
 	// next is the offset behind the last record or transaction marker seen.
 	next int64
 }
 
 func newState(s *sealer) *state {
-	return &state{sealer: s, objects: map[string]*object{}}
+	return &state{sealer: s, objects: map[string]*object{}, redactions: newRedactions()}
 }
 
 // outcome of one record, for the metric.
@@ -34,8 +39,15 @@ func (s *state) apply(r *kgo.Record) (outcome, error) {
 	if r.Attrs.IsControl() {
 		return outcomeIgnored, nil
 	}
+	if id, ok := redactedEvent(r.Key); ok {
+		return s.redactions.apply(id, r)
+	}
+	if s.sealer == nil {
+		return outcomeIgnored, nil
+	}
 	if r.Value == nil {
 		delete(s.objects, string(r.Key))
+		s.stale = true
 		return outcomeApplied, nil
 	}
 	o, err := decode(r.Key, r.Value, s.sealer)
@@ -49,6 +61,7 @@ func (s *state) apply(r *kgo.Record) (outcome, error) {
 		return outcomeIgnored, nil
 	}
 	s.objects[string(r.Key)] = o
+	s.stale = true
 	if o.broken != nil {
 		return outcomeUndecodable, fmt.Errorf("config record at offset %d: %w", r.Offset, o.broken)
 	}

@@ -32,6 +32,9 @@ type ViewConfig struct {
 	Kafka kafka.Config
 	// MasterKey opens the secrets of the config topic.
 	MasterKey MasterKey
+	// RedactionsOnly makes a view that knows redactions and nothing else, for those who are not given the master key. It
+	// refuses everybody.
+	RedactionsOnly bool
 	// TrustedProxies are the addresses whose X-Forwarded-For header is believed. Default none: the address of a request
 	// is that of the peer.
 	TrustedProxies []netip.Prefix
@@ -82,7 +85,7 @@ type View struct {
 	index atomic.Pointer[index]
 
 	mu sync.Mutex
-	// changed is closed, and replaced, when another index is published.
+	// changed is closed, and replaced, when the view has come further.
 	changed chan struct{}
 	// next is state.next of the published index.
 	next int64
@@ -105,9 +108,12 @@ func NewView(cfg ViewConfig, reg prometheus.Registerer, logger *slog.Logger) (*V
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s, err := newSealer(cfg.MasterKey)
-	if err != nil {
-		return nil, fmt.Errorf("config view: %w", err)
+	var s *sealer
+	if !cfg.RedactionsOnly {
+		var err error
+		if s, err = newSealer(cfg.MasterKey); err != nil {
+			return nil, fmt.Errorf("config view: %w", err)
+		}
 	}
 	opts, err := cfg.Kafka.Options(logger)
 	if err != nil {
@@ -132,7 +138,9 @@ func NewView(cfg ViewConfig, reg prometheus.Registerer, logger *slog.Logger) (*V
 func (v *View) Run(ctx context.Context) error {
 	var usage sync.WaitGroup
 	defer usage.Wait()
-	usage.Go(func() { v.usage.run(ctx, v.cfg.UsageInterval, v.opts, v.metrics, v.logger) })
+	if !v.cfg.RedactionsOnly {
+		usage.Go(func() { v.usage.run(ctx, v.cfg.UsageInterval, v.opts, v.metrics, v.logger) })
+	}
 	for {
 		err := v.follow(ctx)
 		if ctx.Err() != nil {
@@ -211,16 +219,21 @@ func (v *View) watch(ctx context.Context, cl *kgo.Client) {
 
 // publish makes the state visible, and with it how far it goes.
 func (v *View) publish(changed bool) {
-	if changed {
+	if changed && (v.state.stale || v.index.Load() == nil) {
+		v.state.stale = false
 		ix := newIndex(v.state)
 		v.index.Store(ix)
 		v.metrics.workspaces.Set(float64(len(ix.workspaces)))
 		v.metrics.keys.Set(float64(ix.usableKeys))
-		v.metrics.refused.Set(float64(ix.brokenObjects))
+	}
+	if ix := v.index.Load(); ix != nil {
+		redacted, broken := v.state.redactions.count()
+		v.metrics.redactions.Set(float64(redacted))
+		v.metrics.refused.Set(float64(ix.brokenObjects + broken))
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if changed {
+	if changed || v.next != v.state.next {
 		close(v.changed)
 		v.changed = make(chan struct{})
 	}
@@ -360,6 +373,28 @@ func (v *View) Await(ctx context.Context, condition func() bool) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Redactions returns what was redacted, for as long as the view runs.
+func (v *View) Redactions() *Redactions { return v.state.redactions }
+
+// Current waits until the view holds everything that was committed before the call. It returns the error of ctx where
+// that ends first, and one of Kafka's where it cannot be asked.
+func (v *View) Current(ctx context.Context) error {
+	cl, err := kgo.NewClient(v.opts...)
+	if err != nil {
+		return fmt.Errorf("open config reader: %w", err)
+	}
+	defer cl.Close()
+	end, err := endOffset(ctx, cl, v.topic)
+	if err != nil {
+		return err
+	}
+	return v.Await(ctx, func() bool {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.index.Load() != nil && v.next >= end
+	})
 }
 
 // index is the state arranged for the questions that are asked of it.

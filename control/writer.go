@@ -17,6 +17,7 @@ import (
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
+	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
 const (
@@ -110,7 +111,8 @@ func (w *Writer) Snapshot(ctx context.Context) (*Snapshot, error) {
 	return s.snapshot(), nil
 }
 
-// plan decides, from everything that was committed, what to write. It is called again where a rival was faster.
+// plan decides, from everything that was committed, what to write: nil for nothing. It is called again where a rival was
+// faster.
 type plan func(s *state) (*change, error)
 
 // change is an object in its new version, and the event that reports it in the ledger of its workspace.
@@ -118,6 +120,9 @@ type change struct {
 	object    *object
 	workspace *Workspace
 	event     report
+	// kind and lane of the event, where they are not those of any other.
+	kind recordpb.Kind
+	lane *uint32
 }
 
 // report is the body of an event, as a client would send it (docs/design/api.md, Writing).
@@ -233,7 +238,7 @@ func (a *attempt) run(ctx context.Context) error {
 		return fmt.Errorf("config cannot be changed while a part of it cannot be read: %w", err)
 	}
 	c, err := a.plan(s)
-	if err != nil {
+	if c == nil || err != nil {
 		return err
 	}
 	records, err := a.records(ctx, c)
@@ -248,10 +253,6 @@ func (a *attempt) records(ctx context.Context, c *change) ([]*kgo.Record, error)
 	w := a.w
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	c.object.changedAt, c.object.changedBy = now, a.by
-	value, err := c.object.encode(w.sealer)
-	if err != nil {
-		return nil, err
-	}
 	c.event.ActorID, c.event.ActorType = a.by, a.actorType
 	requestID := httpserver.RequestID(ctx)
 	if requestID != "" {
@@ -267,11 +268,22 @@ func (a *attempt) records(ctx context.Context, c *change) ([]*kgo.Record, error)
 		// What somebody calls a key may look like one, but the act is reported all the same.
 		ws.SecretPolicy = event.SecretsRedact
 	}
+	if c.object.redaction != nil {
+		// Which fields were erased is told as it is, whatever they are called. The reason is no secret: see RedactEvent.
+		ws.SecretPolicy = event.SecretsFlag
+	}
 	rec, err := event.NewBuilder().Build(ws, event.Input{
-		JSON: body, RecordedAt: now, RequestID: requestID,
+		JSON: body, Kind: c.kind, Lane: c.lane, RecordedAt: now, RequestID: requestID,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("build the event of a config change: %w", err)
+	}
+	if r := c.object.redaction; r != nil {
+		r.ID, r.ChangedAt = rec.ID, now
+	}
+	value, err := c.object.encode(w.sealer)
+	if err != nil {
+		return nil, err
 	}
 	return []*kgo.Record{
 		{

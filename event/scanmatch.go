@@ -93,6 +93,9 @@ func newAnchorIndex(rules []rule) *anchorIndex {
 	return a
 }
 
+// HoldsSecret reports whether the scanner finds a secret in a text.
+func HoldsSecret(text string) bool { return secretIn([]byte(text)) != "" }
+
 // secretIn returns the name of the rule that the first secret in text is told by, empty where there is none.
 func secretIn(text []byte) string {
 	a, s := anchors(), uint16(0)

@@ -550,7 +550,9 @@ type Redaction struct {
 	// [16] Id of the event that is redacted; the record's id too.
 	Event []byte `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
 	// RFC 6901 pointers of the fields, all that were ever redacted, sorted.
-	Paths         []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	Paths []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	// [16] Id of the redaction event that reports the last of them.
+	Redaction     []byte `protobuf:"bytes,4,opt,name=redaction,proto3" json:"redaction,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -606,6 +608,13 @@ func (x *Redaction) GetPaths() []string {
 	return nil
 }
 
+func (x *Redaction) GetRedaction() []byte {
+	if x != nil {
+		return x.Redaction
+	}
+	return nil
+}
+
 var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
@@ -657,11 +666,12 @@ const file_config_proto_rawDesc = "" +
 	"\fFormerSecret\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until\"U\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"s\n" +
 	"\tRedaction\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\fR\tworkspace\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\fR\x05event\x12\x14\n" +
-	"\x05paths\x18\x03 \x03(\tR\x05pathsB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
+	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1c\n" +
+	"\tredaction\x18\x04 \x01(\fR\tredactionB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
 
 var (
 	file_config_proto_rawDescOnce sync.Once
