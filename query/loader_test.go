@@ -1,7 +1,6 @@
 package query
 
 import (
-	"testing"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -69,7 +68,7 @@ func (l *loader) add(bodies ...string) []stored {
 		head, ok := l.heads[e.GetLane()]
 		if !ok {
 			head = ledger.Genesis([16]byte(e.GetWorkspace()), [16]byte(e.GetIncarnation()), e.GetLane(), e.GetLanes(), e.GetRecordedAt(), 0)
-			appendLeaf(tb, leaves, part, e.GetWorkspace(), &head)
+			l.appendLeaf(leaves, part, &e, &head)
 		}
 		leaf := ledger.Leaf{
 			Chain: head.Chain, Sequence: head.Sequence + 1, Previous: head.Hash(), Kind: ledger.KindEvent,
@@ -78,7 +77,7 @@ func (l *loader) add(bodies ...string) []stored {
 		}
 		l.offset++
 		l.heads[e.GetLane()] = leaf
-		appendLeaf(tb, leaves, part, e.GetWorkspace(), &leaf)
+		l.appendLeaf(leaves, part, &e, &leaf)
 		metadata := pairs{e.GetMetadataKeys(), e.GetMetadataValues()}
 		if err := events.Append(
 			part, e.GetWorkspace(), e.GetId(), uint8(e.GetKind()), time.UnixMicro(e.GetOccurredAt()), time.UnixMicro(e.GetRecordedAt()),
@@ -102,12 +101,14 @@ func (l *loader) add(bodies ...string) []stored {
 	return list
 }
 
-func appendLeaf(tb testing.TB, batch driver.Batch, part uint32, workspace []byte, leaf *ledger.Leaf) {
+func (l *loader) appendLeaf(batch driver.Batch, part uint32, e *recordpb.Event, leaf *ledger.Leaf) {
+	tb := l.rig.tb
 	tb.Helper()
 	hash := leaf.Hash()
 	if err := batch.Append(
-		part, workspace, leaf.Chain[:], leaf.Sequence, hash[:], "", leaf.ID[:], uint8(leaf.Kind), time.UnixMicro(leaf.RecordedAt),
+		part, e.GetWorkspace(), leaf.Chain[:], leaf.Sequence, hash[:], "", leaf.ID[:], uint8(leaf.Kind), time.UnixMicro(leaf.RecordedAt),
 		leaf.Generation, leaf.Partition, leaf.Offset, uint16(0), leaf.Offset,
+		e.GetIncarnation(), e.GetLane(), e.GetLanes(),
 	); err != nil {
 		tb.Fatal(err)
 	}
