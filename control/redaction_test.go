@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
@@ -296,4 +297,36 @@ func FuzzDecodeRedaction(f *testing.F) {
 			t.Errorf("%+v", r)
 		}
 	})
+}
+
+func TestRetention(t *testing.T) {
+	c := kafkatest.Start(t)
+	const day = 24 * time.Hour
+	got, err := newTestWriter(t, c).Retention(t.Context())
+	if want := (Retention{Events: 14 * day, Ledger: 37 * day}); got != want || err != nil {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	configs := func(pairs ...string) (all []kadm.Config) {
+		for i := 0; i < len(pairs); i += 2 {
+			all = append(all, kadm.Config{Key: pairs[i], Value: &pairs[i+1]})
+		}
+		return all
+	}
+	for _, tc := range []struct {
+		configs []kadm.Config
+		want    time.Duration
+	}{
+		{configs("retention.ms", "1000", "segment.ms", "500", "other", "x"), 1500 * time.Millisecond},
+		{configs("retention.ms", "-1", "segment.ms", "500"), -1},
+		{configs(), -1},
+		{configs("retention.ms", "9223372036854775807"), -1},
+		{configs("retention.ms", "0"), 7 * day},
+	} {
+		if got, err := retentionOf(tc.configs); got != tc.want || err != nil {
+			t.Errorf("%v, %v; want %v", got, err, tc.want)
+		}
+	}
+	if _, err := retentionOf(configs("retention.ms", "x")); err == nil {
+		t.Error("no error")
+	}
 }

@@ -49,6 +49,9 @@ type Config struct {
 	// MaxCountRows is how many rows may be read to count the events that a filter finds; where it takes more, `total` is
 	// null. Up to 1 billion, default 500,000. Filters by nothing but occurred_at read next to none.
 	MaxCountRows int64
+	// AbsentAfter is how long an event must have been missing from ClickHouse for its redaction to count as carried out: a
+	// replica may not have it yet. 1 ms to 1 h; default 10 min.
+	AbsentAfter time.Duration
 	// CountTimeout is how long counting may take, at the same time as the page is read; where it takes longer, `total` is
 	// null. 10 ms to 4 s, default 250 ms.
 	CountTimeout time.Duration
@@ -62,6 +65,7 @@ func (c Config) withDefaults() Config {
 	c.MaxRequests = orDefault(c.MaxRequests, 128)
 	c.MaxPageBytes = orDefault(c.MaxPageBytes, 32<<20)
 	c.MaxCountRows = orDefault(c.MaxCountRows, 500_000)
+	c.AbsentAfter = orDefault(c.AbsentAfter, 10*time.Minute)
 	c.CountTimeout = orDefault(c.CountTimeout, 250*time.Millisecond)
 	return c
 }
@@ -94,6 +98,7 @@ func (c Config) Validate() error {
 	check(d.MaxPageBytes >= 1<<20, "max page bytes is %d: it must be at least 1 MiB", d.MaxPageBytes)
 	check(d.MaxCountRows >= 1 && d.MaxCountRows <= 1_000_000_000,
 		"max count rows is %d: it must be 1 to 1 billion", d.MaxCountRows)
+	check(d.AbsentAfter >= time.Millisecond && d.AbsentAfter <= time.Hour, "absent after is %s: it must be 1 ms to 1 h", d.AbsentAfter)
 	check(d.CountTimeout >= 10*time.Millisecond && d.CountTimeout <= 4*time.Second,
 		"count timeout is %s: it must be 10 ms to 4 s", d.CountTimeout)
 	return errors.Join(errs...)

@@ -72,6 +72,23 @@ type filter struct {
 	metadata map[string][]string
 	// Times are inclusive.
 	occurred, recorded span
+	// concealed are events that are not found, see erasures.
+	concealed eventIDs
+}
+
+// looksAt reports whether a condition of the filter is about the field at path: an RFC 6901 pointer.
+func (f *filter) looksAt(path string) bool {
+	if name, ok := strings.CutPrefix(path, "/"+event.FieldMetadata+"/"); ok {
+		name = strings.NewReplacer("~1", "/", "~0", "~").Replace(name)
+		for key := range f.metadata {
+			if key == name || strings.HasPrefix(key, name+".") {
+				return true
+			}
+		}
+		return false
+	}
+	name := strings.TrimPrefix(path, "/")
+	return len(f.columns[name]) > 0 || name == event.FieldTargets && len(f.targetTypes)+len(f.targetIDs) > 0
 }
 
 // pattern is a pattern with its text.

@@ -23,6 +23,7 @@ const (
 	endpointSettings   = "settings"
 	endpointWorkspaces = "workspaces"
 	endpointWorkspace  = "workspace"
+	endpointRedact     = "event_redact"
 )
 
 // retryAfter is what a 503 asks a client to wait.
@@ -30,7 +31,9 @@ const retryAfter = time.Second
 
 // Routes returns the endpoints that read events, and those that manage.
 func (s *Service) Routes() []httpserver.Route {
+	redact := s.manager(endpointRedact, withoutParameters(s.redactEvent))
 	return append(s.manageRoutes(),
+		httpserver.Route{Method: http.MethodPost, Pattern: "/api/v1/events/{id}/redact", Handler: redact},
 		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events", Handler: s.handler(endpointEvents, s.listEvents)},
 		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events/{id}", Handler: s.handler(endpointEvent, s.getEvent)},
 	)
@@ -78,6 +81,9 @@ func (s *Service) listEvents(ctx context.Context, workspace [16]byte, r *http.Re
 	req, err := parsePage(r.URL.RawQuery)
 	if err != nil {
 		return nil, err
+	}
+	if req.concealed, err = s.erasures.concealed(workspace, &req.filter); err != nil {
+		return nil, s.unavailable(reasonBusy, "Redactions are being carried out: send it again.", err)
 	}
 	digest := req.digest(workspace)
 	var after *position

@@ -22,7 +22,8 @@ type row struct {
 	recordedAt time.Time
 	chain      ledger.ChainID
 	sequence   uint64
-	body       []byte // canonical JSON, verbatim
+	body       []byte // canonical JSON, verbatim but for what was redacted
+	redacted   []string
 }
 
 func (r *row) position() position {
@@ -105,7 +106,17 @@ func (r *renderer) appendEvent(b []byte, e *row, leaves hashes) ([]byte, error) 
 	b = r.appendMember(b, "idempotency_key", "idempotency_key", "null")
 	b = r.appendMember(b, "version", "version", "null")
 	b = r.appendMember(b, "flags", "flags", "[]")
-	b = append(b, `,"integrity":`...)
+	b = append(b, `,"redacted":[`...)
+	for i, path := range e.redacted {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		var err error
+		if b, err = jsontext.AppendQuote(b, path); err != nil {
+			return b, fmt.Errorf("write event %s: %w", uuid.UUID(e.id), err)
+		}
+	}
+	b = append(b, `],"integrity":`...)
 	b = appendIntegrity(b, e, leaves)
 	b = append(b, `,"occurred_at":"`...)
 	b = append(b, event.FormatTime(e.occurredAt)...)

@@ -30,6 +30,7 @@ type Service struct {
 	// changes bounds the changes to what is configured that are being made.
 	changes   chan struct{}
 	renderers sync.Pool // of *renderer
+	erasures  *erasures
 
 	// running is locked for writing while Run is not running, and for reading while conn is used.
 	running sync.RWMutex
@@ -51,6 +52,7 @@ func New(
 		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg), logger: logger,
 		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
+	s.erasures = newErasures(view.Redactions(), cfg.AbsentAfter)
 	s.renderers.New = func() any { return newRenderer() }
 	s.running.Lock()
 	return s, nil
@@ -72,6 +74,9 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 	}
 	s.conn = conn
+	var erasing sync.WaitGroup
+	defer erasing.Wait()
+	erasing.Go(func() { s.followErasures(ctx) })
 	s.running.Unlock()
 	<-ctx.Done()
 	s.running.Lock()

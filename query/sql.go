@@ -128,22 +128,62 @@ type leafKeys []leafKey
 
 // String writes the array as ClickHouse reads it from a parameter.
 func (keys leafKeys) String() string {
-	const digits = "0123456789abcdef"
 	b := make([]byte, 0, 2+len(keys)*(4*16+24))
 	b = append(b, '[')
 	for i, k := range keys {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, "('"...)
-		for _, c := range k.chain {
-			b = append(b, '\\', 'x', digits[c>>4], digits[c&15])
-		}
-		b = append(b, "',"...)
+		b = append(b, '(')
+		b = appendFixed(b, k.chain)
+		b = append(b, ',')
 		b = strconv.AppendUint(b, k.sequence, 10)
 		b = append(b, ')')
 	}
 	return string(append(b, ']'))
+}
+
+// appendFixed appends a FixedString(16).
+func appendFixed(b []byte, v [16]byte) []byte {
+	const digits = "0123456789abcdef"
+	b = append(b, '\'')
+	for _, c := range v {
+		b = append(b, '\\', 'x', digits[c>>4], digits[c&15])
+	}
+	return append(b, '\'')
+}
+
+// eventIDs is a ClickHouse Array(FixedString(16)).
+type eventIDs [][16]byte
+
+// String writes the array as ClickHouse reads it from a parameter.
+func (ids eventIDs) String() string {
+	b := make([]byte, 0, 2+len(ids)*(4*16+3))
+	b = append(b, '[')
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendFixed(b, id)
+	}
+	return string(append(b, ']'))
+}
+
+func (s *statement) bindIDs(ids eventIDs) string { return s.bind("Array(FixedString(16))", ids) }
+
+// targetStatement returns what a redaction has to know of an event.
+func targetStatement(workspace, id [16]byte, l limits) *statement {
+	s := selectFrom("kind, recorded_at, chain, body, disclosure", "events", workspace)
+	s.and("id = ", s.bindID(id))
+	s.write("\nLIMIT 1")
+	return s.settings(l)
+}
+
+// erasedStatement returns the disclosures of those events that are there.
+func erasedStatement(workspace [16]byte, ids eventIDs, l limits) *statement {
+	s := selectFrom("id, disclosure", "events", workspace)
+	s.and("id IN ", s.bindIDs(ids))
+	return s.settings(l)
 }
 
 // leavesStatement returns the hashes of leaves.
@@ -166,6 +206,9 @@ func (s *statement) where(f *filter) {
 	s.targets(f.targetTypes, f.targetIDs)
 	for _, key := range slices.Sorted(maps.Keys(f.metadata)) {
 		s.metadata(key, f.metadata[key])
+	}
+	if len(f.concealed) > 0 {
+		s.and("id NOT IN ", s.bindIDs(f.concealed))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/ledger"
 )
@@ -58,15 +59,36 @@ func (s *Service) run(ctx context.Context, name string, st *statement, scan func
 	return nil
 }
 
-// events runs a statement over pageColumns.
-func (s *Service) events(ctx context.Context, name string, st *statement, capacity int) ([]row, error) {
+// events runs a statement over pageColumns of a workspace. What was redacted of the events is not in their bodies.
+func (s *Service) events(
+	ctx context.Context, name string, workspace [16]byte, st *statement, capacity int,
+) ([]row, error) {
 	list := make([]row, 0, capacity)
 	err := s.run(ctx, name, st, func(rows driver.Rows) error {
 		list = append(list, row{})
 		r := &list[len(list)-1]
-		return rows.Scan(&r.id, &r.occurredAt, &r.recordedAt, (*[16]byte)(&r.chain), &r.sequence, &r.body)
+		err := rows.Scan(&r.id, &r.occurredAt, &r.recordedAt, (*[16]byte)(&r.chain), &r.sequence, &r.body)
+		s.mask(ctx, workspace, r)
+		return err
 	})
 	return list, err
+}
+
+// mask takes what was redacted out of an event, whether ClickHouse still has it or not: everything where it cannot tell
+// what.
+func (s *Service) mask(ctx context.Context, workspace [16]byte, r *row) {
+	id := control.EventID{Workspace: workspace, Event: r.id}
+	redaction, err := s.view.Redactions().Lookup(id)
+	if err == nil && redaction != nil {
+		r.redacted = redaction.Paths
+		r.body, err = s.view.Redactions().Mask(id, r.body)
+	}
+	if err != nil {
+		s.metrics.unmasked.Inc()
+		s.logger.ErrorContext(ctx, "event is shown without its content", "event_id", uuid.UUID(r.id).String(),
+			"request_id", httpserver.RequestID(ctx), "error", err)
+		r.body = []byte("{}")
+	}
 }
 
 // page reads the events of a page and whether there are more. The events are fewer than asked for where more would be
@@ -79,11 +101,11 @@ func (s *Service) page(
 	if limit > smallPageEvents {
 		l.bytes = s.cfg.MaxPageBytes
 	}
-	events, err = s.events(ctx, statementPage, pageStatement(workspace, req, after, limit, l), limit+1)
+	events, err = s.events(ctx, statementPage, workspace, pageStatement(workspace, req, after, limit, l), limit+1)
 	if l.bytes > 0 && exceptionCode(err) == codeTooManyRowsBytes {
 		s.metrics.shortPages.Inc()
 		limit, l.bytes = smallPageEvents, 0
-		events, err = s.events(ctx, statementPage, pageStatement(workspace, req, after, limit, l), limit+1)
+		events, err = s.events(ctx, statementPage, workspace, pageStatement(workspace, req, after, limit, l), limit+1)
 	}
 	if err != nil {
 		return nil, false, err
@@ -116,7 +138,7 @@ func (s *Service) count(ctx context.Context, workspace [16]byte, f *filter) (*ui
 
 // event returns one event, or none.
 func (s *Service) event(ctx context.Context, workspace, id [16]byte) ([]row, error) {
-	return s.events(ctx, statementEvent, eventStatement(workspace, id, limits{timeout: s.cfg.RequestTimeout}), 1)
+	return s.events(ctx, statementEvent, workspace, eventStatement(workspace, id, limits{timeout: s.cfg.RequestTimeout}), 1)
 }
 
 // leaves returns the hashes of the events' leaves and of those before them. The writer inserts leaves before events, so

@@ -112,15 +112,20 @@ func Unavailable(message string, retryAfter time.Duration, cause error) *Error {
 	}
 }
 
+// Internal is a 500 that shows nothing of its cause.
+func Internal(cause error) *Error {
+	return &Error{
+		Status: http.StatusInternalServerError, Code: CodeInternal, Cause: cause,
+		Message: "Something went wrong on our side; the request id identifies it.",
+	}
+}
+
 // WriteError answers with err: an *Error as it says, anything else as a 500 that shows nothing of it. The cause of a
 // 5xx goes to the router's log: each 500, and one 503 a second at most, since those come in thousands.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
-		e = &Error{
-			Status: http.StatusInternalServerError, Code: CodeInternal, Cause: err,
-			Message: "Something went wrong on our side; the request id identifies it.",
-		}
+		e = Internal(err)
 	}
 	if e.Status >= http.StatusInternalServerError && e.Cause != nil {
 		logServerError(r.Context(), r, e)

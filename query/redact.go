@@ -1,0 +1,232 @@
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/event"
+	"getimmutable.dev/immutable/internal/httpserver"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/schemas/recordpb"
+)
+
+// targetTimeout bounds the reading of the event before it is redacted: what is left of a client's 5 s is for the change.
+const targetTimeout = time.Second
+
+// target is what a redaction has to know of an event.
+type target struct {
+	kind       uint8
+	recordedAt time.Time
+	chain      ledger.ChainID
+	content    event.Content // without its seed
+}
+
+// States of a redaction in ClickHouse.
+const (
+	erasurePending = "pending"
+	erasureDone    = "done"
+)
+
+// redactionReport is what is known of a redaction.
+type redactionReport struct {
+	EventID string `json:"event_id"`
+	// Paths are all that were ever redacted of the event.
+	Paths []string `json:"paths"`
+	// RedactionID is that of the redaction event that reports the last of them.
+	RedactionID string `json:"redaction_id"`
+	// Chain is that of both events.
+	Chain ledger.ChainID `json:"chain"`
+	// KafkaUntil says until when topics may hold the values.
+	KafkaUntil keptUntil `json:"kafka_until"`
+	// ClickHouse is pending until the row is rewritten, then done.
+	ClickHouse string `json:"clickhouse"`
+	// Receivers are the log streams and buckets that have received the event; there are none yet.
+	Receivers []string `json:"receivers"`
+}
+
+// keptUntil has a time for each topic that holds an event; null is for ever.
+type keptUntil struct {
+	Events *string `json:"events"`
+	Ledger *string `json:"ledger"`
+}
+
+// redactEvent is POST /events/{id}/redact.
+func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http.Request) (reply, error) {
+	notFound := httpserver.NotFound("There is no event with this id in the workspace of the API key; one that was just accepted " +
+		"may take seconds to be there.")
+	event16, ok := pathID(r)
+	if !ok {
+		return reply{}, notFound
+	}
+	var body struct {
+		Paths  []string `json:"paths"`
+		Reason string   `json:"reason"`
+	}
+	if err := readBody(r, &body, "paths, reason"); err != nil {
+		return reply{}, err
+	}
+	t, err := s.target(ctx, p.Workspace.ID, event16)
+	if err != nil {
+		return reply{}, s.readFailed(err)
+	}
+	if t == nil {
+		return reply{}, notFound
+	}
+	if err := t.check(body.Paths, body.Reason); err != nil {
+		return reply{}, err
+	}
+	lane, ok := laneOf(p.Workspace, t.chain)
+	if !ok {
+		return reply{}, httpserver.Internal(fmt.Errorf("event %s is in chain %x, which is not the workspace's", uuid.UUID(event16), t.chain))
+	}
+	// Asked before anything is written: an error of it means that nothing was.
+	kept, err := s.writer.Retention(ctx)
+	if err != nil {
+		return reply{}, err
+	}
+	id := control.EventID{Workspace: p.Workspace.ID, Event: event16}
+	redaction, err := s.writer.RedactEvent(ctx, author(p), id, lane, body.Paths, body.Reason)
+	if err != nil {
+		return reply{}, err
+	}
+	s.seen(ctx, func() bool {
+		known, err := s.view.Redactions().Lookup(id)
+		return err == nil && known != nil && known.Version >= redaction.Version
+	})
+	report := redactionReport{
+		EventID: uuid.UUID(event16).String(), Paths: redaction.Paths, RedactionID: uuid.UUID(redaction.ID).String(), Chain: t.chain,
+		KafkaUntil: keptUntil{Events: until(t.recordedAt, kept.Events), Ledger: until(t.recordedAt, kept.Ledger)},
+		ClickHouse: erasurePending, Receivers: []string{},
+	}
+	// Where it cannot be told now it is as good as pending.
+	if t, err := s.target(ctx, p.Workspace.ID, event16); err == nil && t != nil && t.lacks(redaction.Paths) {
+		report.ClickHouse = erasureDone
+	}
+	return reply{status: http.StatusOK, data: report}, nil
+}
+
+// readFailed returns the answer to an error of target.
+func (s *Service) readFailed(err error) error {
+	if e, ok := errors.AsType[*httpserver.Error](err); ok {
+		return e
+	}
+	if e := s.classify(err); e != nil {
+		return e
+	}
+	return httpserver.Internal(err)
+}
+
+// until is nil where a topic keeps its records for ever.
+func until(recorded time.Time, kept time.Duration) *string {
+	if kept < 0 {
+		return nil
+	}
+	text := event.FormatTime(recorded.Add(kept))
+	return &text
+}
+
+// target reads an event, nil where there is none.
+func (s *Service) target(ctx context.Context, workspace, id [16]byte) (*target, error) {
+	if !s.running.TryRLock() {
+		return nil, s.unavailable(reasonStopping, "The service is starting or stopping: send it again. Nothing was changed.", errStopped)
+	}
+	defer s.running.RUnlock()
+	ctx, cancel := context.WithTimeout(ctx, targetTimeout)
+	defer cancel()
+	var found *target
+	st := targetStatement(workspace, id, limits{timeout: targetTimeout})
+	err := s.run(ctx, statementTarget, st, func(rows driver.Rows) error {
+		found = new(target)
+		var disclosure []byte
+		err := rows.Scan(&found.kind, &found.recordedAt, (*[16]byte)(&found.chain), &found.content.Body, &disclosure)
+		if err == nil && len(disclosure) > 0 {
+			found.content.Disclosure, err = ledger.ParseDisclosure(disclosure)
+		}
+		return err
+	})
+	return found, err
+}
+
+// laneOf returns which of a workspace's lanes a chain is.
+func laneOf(ws *control.Workspace, chain ledger.ChainID) (uint32, bool) {
+	for lane := range ws.Lanes {
+		if ledger.NewChainID(ws.ID, ws.Incarnation, lane) == chain {
+			return lane, true
+		}
+	}
+	return 0, false
+}
+
+// check refuses what cannot be redacted of the event.
+func (t *target) check(paths []string, reason string) error {
+	if t.kind != uint8(recordpb.Kind_KIND_EVENT) {
+		return httpserver.Conflict("This event reports a redaction, which every later proof needs: it cannot be redacted itself.")
+	}
+	all, _, err := t.content.Fields()
+	if err != nil {
+		return httpserver.Internal(err)
+	}
+	var faults faults
+	for i, path := range paths {
+		field := fmt.Sprintf("paths[%d]", i)
+		switch {
+		case event.Protected(path):
+			faults.invalidParam(field, "cannot be redacted: action, occurred_at and version stay.")
+		case !slices.Contains(all, path):
+			faults.invalidParam(field, "is not a field of this event. It has: "+strings.Join(redactable(all), ", ")+".")
+		}
+	}
+	for _, value := range t.values(paths) {
+		if strings.Contains(reason, value) {
+			faults.invalidParam("reason", "repeats a value that is to be erased, and would stay in the ledger: describe it instead.")
+			break
+		}
+	}
+	return faults.err()
+}
+
+// redactable returns those paths that can be redacted.
+func redactable(paths []string) []string {
+	return slices.DeleteFunc(slices.Clone(paths), event.Protected)
+}
+
+// minRepeated is the length in bytes from which a value in a reason is no coincidence.
+const minRepeated = 4
+
+// values returns the texts and numbers among the event's fields at paths.
+func (t *target) values(paths []string) (values []string) {
+	fields, err := ledger.Fields(nil, t.content.Body)
+	if err != nil {
+		return nil // content.Fields has said so, or it was redacted already
+	}
+	for _, f := range fields {
+		if !slices.Contains(paths, string(f.Path)) {
+			continue
+		}
+		value := f.Value
+		if text, err := jsontext.AppendUnquote(nil, f.Value); err == nil {
+			value = text
+		}
+		if len(value) >= minRepeated {
+			values = append(values, string(value))
+		}
+	}
+	return values
+}
+
+// lacks reports whether the row no longer has the fields at paths.
+func (t *target) lacks(paths []string) bool {
+	return t.content.Disclosure != nil && !slices.ContainsFunc(t.content.Disclosure, func(d ledger.Disclosure) bool {
+		return d.Commitment == nil && slices.Contains(paths, d.Path)
+	})
+}

@@ -1,0 +1,378 @@
+package query
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"getimmutable.dev/immutable/control"
+	"getimmutable.dev/immutable/event"
+	"getimmutable.dev/immutable/ledger"
+)
+
+const withPIN = `{"actor_id":"4711","action":"card.blocked","session_id":"s-4711","targets":[{"type":"card","id":"4711"}],
+	"metadata":{"pin":"4711","deep":{"pin":4711},"deep.pin":"4711","kept":"k"}}`
+
+func (r *rig) redact(t tenant, id, paths, reason string) answer {
+	return r.change(t, http.MethodPost, "/api/v1/events/"+id+"/redact", `{"paths":`+paths+`,"reason":"`+reason+`"}`)
+}
+
+// rewrite does to a row what the ClickHouse writer does.
+func (r *rig) rewrite(t tenant, id string, paths ...string) {
+	r.tb.Helper()
+	raw := uuid.MustParse(id)
+	var c event.Content
+	var seed, disclosure string
+	err := r.conn.QueryRow(r.tb.Context(), "SELECT body, seed, disclosure FROM events WHERE workspace = ? AND id = ?",
+		string(t.workspace.ID[:]), string(raw[:])).Scan(&c.Body, &seed, &disclosure)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	copy(c.Seed[:], seed)
+	if disclosure != "" {
+		if c.Disclosure, err = ledger.ParseDisclosure([]byte(disclosure)); err != nil {
+			r.tb.Fatal(err)
+		}
+	}
+	left, err := c.Redact(paths)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	stored, err := ledger.EncodeDisclosure(left.Disclosure)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	columns, err := event.ColumnsOf(left.Body)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	err = r.conn.Exec(r.tb.Context(), `ALTER TABLE events UPDATE body = ?, disclosure = ?, seed = unhex('00000000000000000000000000000000'),
+		actor_id = ?, session_id = ?, metadata = mapFilter((k, v) -> has(?, k) AND v != ?, metadata) WHERE id = ? SETTINGS mutations_sync = 1`,
+		string(left.Body), string(stored), columns.Text["actor_id"], columns.Text["session_id"], columns.MetadataKeys, "none", string(raw[:]))
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+}
+
+// finds returns how many events a filter finds, by page and by total.
+func (r *rig) finds(t tenant, query url.Values) (page int, total uint64) {
+	r.tb.Helper()
+	p := r.page(t, query)
+	if p.Pagination.Total == nil {
+		r.tb.Fatalf("%v: no total", query)
+	}
+	return len(p.Data), *p.Pagination.Total
+}
+
+func TestRedact(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	sent := r.newLoader(admin).add(withPIN, withPIN)
+	id := sent[0].id
+	if !slices.Contains([]int{200}, r.get(admin, "/api/v1/events/"+id, nil).status) {
+		t.Fatal("the event is not there")
+	}
+	// Each filter finds both before, and of the redacted one only what was not redacted of it.
+	filters := []struct {
+		query url.Values
+		after int
+	}{
+		{values("actor_id", "4711"), 1},
+		{values("actor_id", "4711", "action", "card.*"), 1},
+		{values("metadata[pin]", "4711"), 1},
+		{values("metadata[deep.pin]", "4711"), 1},
+		{values("session_id", "s-4711"), 2},
+		{values("metadata[kept]", "k"), 2},
+		{values("target_id", "4711"), 2},
+		{values("target_type", "card", "target_id", "4711"), 2},
+		{values("action", "card.blocked"), 2},
+		{values(), 2},
+	}
+	check := func(when string) {
+		t.Helper()
+		for _, f := range filters {
+			want := f.after
+			if when == "before" {
+				want = 2
+			}
+			if page, total := r.finds(admin, f.query); page != want || total != uint64(want) {
+				t.Errorf("%s: %s finds %d of %d, want %d", when, f.query.Encode(), page, total, want)
+			}
+		}
+	}
+	check("before")
+
+	began := time.Now()
+	a := r.redact(admin, id, `["/actor_id","/metadata/pin","/metadata/deep"]`, "a customer's number")
+	report := data[redactionReport](r, a, http.StatusOK)
+	recorded := time.UnixMicro(sent[0].recordedAt)
+	until := func(days int) *string {
+		text := event.FormatTime(recorded.Add(time.Duration(days) * 24 * time.Hour))
+		return &text
+	}
+	want := redactionReport{
+		EventID: id, Paths: []string{"/actor_id", "/metadata/deep", "/metadata/pin"}, RedactionID: report.RedactionID,
+		Chain: sent[0].leaf.Chain, KafkaUntil: keptUntil{until(14), until(37)}, ClickHouse: "pending", Receivers: []string{},
+	}
+	if diff := gocmp.Diff(want, report); diff != "" || uuid.MustParse(report.RedactionID).Time() == 0 {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	t.Logf("answered after %v", time.Since(began))
+	check("at once")
+
+	// What is shown of it.
+	shown := r.get(admin, "/api/v1/events/"+id, nil)
+	type view struct {
+		ActorID  *string         `json:"actor_id"`
+		Actor    map[string]any  `json:"actor"`
+		Session  string          `json:"session_id"`
+		Metadata json.RawMessage `json:"metadata"`
+		Redacted []string        `json:"redacted"`
+		Sealed   json.RawMessage `json:"integrity"`
+	}
+	got := data[view](r, shown, http.StatusOK)
+	if got.ActorID != nil || got.Actor["id"] != nil || got.Session != "s-4711" || string(got.Metadata) != `{"deep.pin":"4711","kept":"k"}` ||
+		!slices.Equal(got.Redacted, want.Paths) || !strings.Contains(string(got.Sealed), `"sealed":true`) {
+		t.Errorf("shown is %s", shown.body)
+	}
+	for _, page := range data[[]view](r, r.get(admin, "/api/v1/events", values("order", "asc", "limit", "1")), http.StatusOK) {
+		if page.ActorID != nil || string(page.Metadata) != string(got.Metadata) {
+			t.Errorf("on the page it is %+v", page)
+		}
+	}
+	if other := r.get(admin, "/api/v1/events/"+sent[1].id, nil); !strings.Contains(string(other.body), `"redacted":[],"integrity"`) ||
+		!strings.Contains(string(other.body), `"pin":"4711"`) {
+		t.Errorf("the other event is %s", other.body)
+	}
+
+	// Again, and further.
+	again := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK)
+	if diff := gocmp.Diff(report, again); diff != "" {
+		t.Errorf("again (-first +second):\n%s", diff)
+	}
+	further := data[redactionReport](r, r.redact(admin, id, `["/targets","/metadata/deep.pin","/actor_id"]`, "more"), http.StatusOK)
+	if len(further.Paths) != 5 || further.RedactionID == report.RedactionID {
+		t.Errorf("further: %+v", further)
+	}
+	for i := range filters {
+		if strings.Contains(filters[i].query.Encode(), "target_") {
+			filters[i].after = 1
+		}
+	}
+	check("further")
+
+	// ClickHouse does the first, then both.
+	r.rewrite(admin, id, "/actor_id", "/metadata/pin", "/metadata/deep")
+	if got := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK); got.ClickHouse != "pending" {
+		t.Errorf("half done is %s", got.ClickHouse)
+	}
+	check("half done")
+	if err := r.conn.Exec(t.Context(), "ALTER TABLE events UPDATE target_ids = [], target_types = [] WHERE disclosure != '' SETTINGS mutations_sync = 1"); err != nil {
+		t.Fatal(err)
+	}
+	r.rewrite(admin, id, "/targets", "/metadata/deep.pin")
+	r.eventually("the redaction counts as done", func() bool { return len(r.service.erasures.pending()) == 0 })
+	if got := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK); got.ClickHouse != "done" {
+		t.Errorf("done is %s", got.ClickHouse)
+	}
+	check("done")
+	if n := r.labelled("immutable_query_requests_total", endpointRedact); n != 5 {
+		t.Errorf("%v requests counted", n)
+	}
+	if strings.Contains(r.log.String(), "4711") {
+		t.Errorf("the log has the value:\n%s", r.log)
+	}
+}
+
+func TestRedactRefuses(t *testing.T) {
+	r := newRig(t)
+	admin, other := r.newTenant("team", control.ScopeAdmin), r.newTenant("other", control.ScopeAdmin)
+	l := r.newLoader(admin)
+	sent := l.add(withPIN, withPIN)
+	const path = `["/metadata/pin"]`
+	r.refused(r.redact(other, sent[0].id, path, "r"), http.StatusNotFound, "no event with this id")
+	r.refused(r.redact(admin, uuid.NewString(), path, "r"), http.StatusNotFound, "no event with this id")
+	r.refused(r.redact(admin, "nonsense", path, "r"), http.StatusNotFound, "no event with this id")
+	r.refused(r.redact(r.tenant, sent[0].id, path, "r"), http.StatusForbidden, "scope admin")
+	for paths, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		`["/action"]`:                {422, `"field":"paths[0]"`},
+		`["/user_agent"]`:            {422, "It has: /actor_id, /metadata/deep, /metadata/deep.pin, /metadata/kept, /metadata/pin, /session_id, /targets."},
+		`["/metadata"]`:              {422, "is not a field of this event"},
+		`["/metadata/pin/x"]`:        {422, "is not a field of this event"},
+		`[]`:                         {422, `"field":"paths"`},
+		`7`:                          {422, `"field":"paths"`},
+		`["/metadata/pin"],"also":1`: {422, "Known are: paths, reason"},
+	} {
+		r.refused(r.redact(admin, sent[0].id, paths, "r"), want.status, want.text)
+	}
+	r.refused(r.redact(admin, sent[0].id, path, ""), 422, `"field":"reason"`)
+	r.refused(r.redact(admin, sent[0].id, path, "PIN was 4711"), 422, "reason repeats a value")
+	r.refused(r.redact(admin, sent[0].id, `["/metadata/deep"]`, `{\"pin\":4711}`), 422, "reason repeats a value")
+	r.refused(r.change(admin, http.MethodPost, "/api/v1/events/"+sent[0].id+"/redact?x=1", `{}`), 400, "not a parameter")
+	if came, _ := r.view.Redactions().Since(0); len(came) != 0 {
+		t.Errorf("%d events were redacted", len(came))
+	}
+
+	// What a proof of a redaction rests on stays.
+	if err := r.conn.Exec(t.Context(), "ALTER TABLE events UPDATE kind = 3 WHERE id = unhex(?) SETTINGS mutations_sync = 1",
+		strings.ReplaceAll(sent[1].id, "-", "")); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(r.redact(admin, sent[1].id, path, "r"), http.StatusConflict, "reports a redaction")
+
+	// Rows that are not ours, or are broken.
+	exec := func(statement string) {
+		t.Helper()
+		if err := r.conn.Exec(t.Context(), statement+" SETTINGS mutations_sync = 1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("ALTER TABLE events UPDATE chain = unhex('00000000000000000000000000000001') WHERE kind = 2")
+	r.refused(r.redact(admin, sent[0].id, path, "r"), http.StatusInternalServerError, "on our side")
+	exec("ALTER TABLE events UPDATE body = '{' WHERE kind = 2")
+	r.refused(r.redact(admin, sent[0].id, path, "r"), http.StatusInternalServerError, "on our side")
+	exec("ALTER TABLE events UPDATE disclosure = '{' WHERE kind = 2")
+	r.refused(r.redact(admin, sent[0].id, path, "r"), http.StatusInternalServerError, "on our side")
+	r.stop()
+	r.refused(r.redact(admin, sent[0].id, path, "r"), http.StatusServiceUnavailable, "Nothing was changed")
+}
+
+// What cannot be told apart is not shown at all, and the timeline stays readable.
+func TestEventThatCannotBeMasked(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	sent := r.newLoader(admin).add(withPIN, withPIN)
+	data[redactionReport](r, r.redact(admin, sent[0].id, `["/metadata/pin"]`, "r"), http.StatusOK)
+	if err := r.conn.Exec(t.Context(), "ALTER TABLE events UPDATE body = '4711' WHERE id = unhex(?) SETTINGS mutations_sync = 1",
+		strings.ReplaceAll(sent[0].id, "-", "")); err != nil {
+		t.Fatal(err)
+	}
+	if p := r.page(admin, nil); len(p.Data) != 2 {
+		t.Errorf("%d events", len(p.Data))
+	}
+	if a := r.get(admin, "/api/v1/events/"+sent[0].id, nil); a.status != 200 || strings.Contains(string(a.body), "4711") ||
+		!strings.Contains(string(a.body), `"action":null`) {
+		t.Errorf("shown is %s", a.body)
+	}
+	if n := r.counter("immutable_query_unmasked_events_total"); n != 2 {
+		t.Errorf("%v counted", n)
+	}
+	if !strings.Contains(r.log.String(), "event is shown without its content") {
+		t.Errorf("log:\n%s", r.log)
+	}
+}
+
+func TestFilterLooksAt(t *testing.T) {
+	req, err := parsePage("actor_id=a&target_type=t&metadata[a.b]=1&metadata[x/y~z]=2&action=*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"/actor_id": true, "/targets": true, "/metadata/a": true, "/metadata/a.b": true, "/metadata/x~1y~0z": true,
+		"/metadata/a.b.c": false, "/metadata/b": false, "/session_id": false, "/metadata/actor_id": false, "/idempotency_key": false,
+		"/user_agent": false, "/flags": false,
+	} {
+		if got := req.looksAt(path); got != want {
+			t.Errorf("%s: %t", path, got)
+		}
+	}
+}
+
+func TestErasuresSettle(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.AbsentAfter = time.Hour })
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	id := control.EventID{Workspace: admin.workspace.ID, Event: [16]byte{7}}
+	for _, path := range []string{"/metadata/pin", "/tenant_id"} {
+		if _, err := r.writer.RedactEvent(t.Context(), "cli:test", id, 0, []string{path}, "r"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.eventually("it is known", func() bool {
+		known, err := r.view.Redactions().Lookup(id)
+		return err == nil && known != nil && known.Version == 2
+	})
+	e := newErasures(r.view.Redactions(), 10*time.Minute)
+	req, err := parsePage("tenant_id=t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	concealed := func() int {
+		ids, err := e.concealed(id.Workspace, &req.filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(ids)
+	}
+	ids := eventIDs{id.Event}
+	half := `[{"path":"/action","salt":"00000000000000000000000000000000"},{"path":"/metadata/pin","commitment":"` + strings.Repeat("0", 64) +
+		`"},{"path":"/tenant_id","salt":"00000000000000000000000000000000"}]`
+	done := strings.Replace(half, `"/tenant_id","salt":"`+strings.Repeat("0", 32), `"/tenant_id","commitment":"`+strings.Repeat("0", 64), 1)
+	for _, step := range []struct {
+		name string
+		rows map[[16]byte]string
+		at   time.Duration
+		want int
+	}{
+		{"untouched", map[[16]byte]string{id.Event: ""}, 0, 1},
+		{"half", map[[16]byte]string{id.Event: half}, 0, 1},
+		{"absent", nil, 0, 1},
+		{"absent for nine minutes", nil, 9 * time.Minute, 1},
+		{"back", map[[16]byte]string{id.Event: ""}, 9 * time.Minute, 1},
+		{"absent again", nil, 10 * time.Minute, 1},
+		{"absent for nine minutes again", nil, 19 * time.Minute, 1},
+		{"absent for ten minutes", nil, 20 * time.Minute, 0},
+	} {
+		if step.name == "untouched" && concealed() != 1 {
+			t.Error("not concealed at start")
+		}
+		e.settle(id.Workspace, ids, step.rows, epoch.Add(step.at))
+		if got := concealed(); got != step.want {
+			t.Errorf("%s: %d concealed", step.name, got)
+		}
+	}
+	e = newErasures(r.view.Redactions(), 10*time.Minute)
+	if other, err := parsePage("session_id=s"); err != nil || concealed() != 1 {
+		t.Error(err)
+	} else if ids, err := e.concealed(id.Workspace, &other.filter); len(ids) != 0 || err != nil {
+		t.Errorf("a filter of other fields: %d, %v", len(ids), err)
+	}
+	if ids, err := e.concealed([16]byte{9}, &req.filter); len(ids) != 0 || err != nil {
+		t.Errorf("another workspace: %d, %v", len(ids), err)
+	}
+	e.settle(id.Workspace, ids, map[[16]byte]string{id.Event: done}, epoch)
+	if got := concealed(); got != 0 {
+		t.Errorf("done: %d concealed", got)
+	}
+	e = newErasures(r.view.Redactions(), 10*time.Minute)
+	e.most = 0
+	if _, err := e.concealed(id.Workspace, &req.filter); err == nil {
+		t.Error("too many, and no error")
+	}
+	r.service.erasures.most = 0
+	r.refused(r.get(admin, "/api/v1/events", values("tenant_id", "t")), http.StatusServiceUnavailable, "Redactions are being carried out")
+}
+
+// While ClickHouse is away it is asked again, and said so.
+func TestErasuresWithoutClickHouse(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin)
+	if err := r.conn.Exec(t.Context(), "RENAME TABLE events TO gone"); err != nil {
+		t.Fatal(err)
+	}
+	id := control.EventID{Workspace: admin.workspace.ID, Event: [16]byte{7}}
+	if _, err := r.writer.RedactEvent(t.Context(), "cli:test", id, 0, []string{"/tenant_id"}, "r"); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("it is counted", func() bool { return r.counter("immutable_query_redaction_check_errors_total") > 0 })
+	r.eventually("it is logged", func() bool { return strings.Contains(r.log.String(), "asking which redactions were carried out") })
+}
