@@ -24,6 +24,7 @@ import (
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
+	"getimmutable.dev/immutable/sinks/rootlog"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/metrics.md")
@@ -63,6 +64,9 @@ var labels = map[string]string{
 	"immutable_query_statement_duration_seconds.statement":    "`page`, `count`, `event`, `leaves`",
 	"immutable_query_totals_skipped_total.reason":             "`rows`, `time`",
 	"immutable_query_unavailable_total.reason":                "`busy`, `away`, `timeout`, `stopping`, `unknown`",
+	"immutable_rootlog_halted.reason":                         "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `fetch_failed`",
+	"immutable_rootlog_outage.system":                         "`kafka`, `clickhouse`",
+	"immutable_rootlog_rows_total.table":                      "`root_log`, `checkpoints`",
 }
 
 // described is a registerer that keeps what is registered.
@@ -107,6 +111,8 @@ func everyService(t *testing.T) *described {
 	_, err = processor.New(processor.Config{Kafka: broker, Layout: layout}, reg, logger)
 	must(err)
 	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
+	must(err)
+	_, err = rootlog.New(rootlog.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)
 	_, err = query.New(query.Config{ClickHouse: tables}, view, writer, reg, logger)
 	must(err)

@@ -7,6 +7,7 @@ import (
 
 	"getimmutable.dev/immutable/internal/devmode"
 	"getimmutable.dev/immutable/sinks/chwriter"
+	"getimmutable.dev/immutable/sinks/rootlog"
 )
 
 type rebuildCmd struct {
@@ -17,7 +18,7 @@ type rebuildCmd struct {
 
 // Help is shown by --help.
 func (rebuildCmd) Help() string {
-	return "After rows of ClickHouse were lost: the next sinks, or up, reads the ledger from its beginning and writes what is missing. " +
+	return "After rows of ClickHouse were lost: the next sinks, or up, reads the ledger and its checkpoints from their beginning and writes what is missing. " +
 		"Rows that are there are not written again. Stop every sinks, or up, first; restore the latest backup of ClickHouse, if there " +
 		"is one, and run immutable migrate."
 }
@@ -31,6 +32,9 @@ func (c *rebuildCmd) Run(ctx context.Context, p *process) error {
 	switch {
 	case len(cfg.Brokers) > 0:
 		err = chwriter.Rebuild(ctx, cfg, c.AcceptLoss, p.logger)
+		if err == nil {
+			err = rootlog.Rebuild(ctx, cfg, p.logger)
+		}
 	case c.Data != "":
 		err = devmode.Rebuild(ctx, c.Data, c.AcceptLoss, p.logger)
 	default:
@@ -39,6 +43,6 @@ func (c *rebuildCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(p.stdout, "the next sinks, or up, writes to ClickHouse what it lacks of the ledger")
+	_, err = fmt.Fprintln(p.stdout, "the next sinks, or up, writes to ClickHouse what it lacks of the ledger and its checkpoints")
 	return err
 }

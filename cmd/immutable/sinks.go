@@ -5,6 +5,7 @@ import (
 
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/sinks/chwriter"
+	"getimmutable.dev/immutable/sinks/rootlog"
 )
 
 type sinksCmd struct {
@@ -33,5 +34,12 @@ func (c *sinksCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, httpserver.Config{}, nil, part{name: "clickhouse writer", run: writer.Run, ready: writer.Ready})
+	log, err := rootlog.New(rootlog.Config{Kafka: cfg, ClickHouse: tables, Instance: c.Instance}, s.reg, p.logger)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, httpserver.Config{}, nil,
+		part{name: "clickhouse writer", run: writer.Run, ready: writer.Ready},
+		part{name: "root log writer", run: log.Run, ready: log.Ready},
+	)
 }

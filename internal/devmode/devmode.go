@@ -28,6 +28,7 @@ import (
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
+	"getimmutable.dev/immutable/sinks/rootlog"
 )
 
 // stopLimit is for all parts together. With a process's own end it stays below 20 s.
@@ -262,6 +263,10 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	if err != nil {
 		return nil, err
 	}
+	checkpoints, err := rootlog.New(rootlog.Config{Kafka: s.kafka, ClickHouse: s.clickhouse, Instance: instance}, u.reg, u.logger)
+	if err != nil {
+		return nil, err
+	}
 	changes, err := control.NewWriter(control.WriterConfig{
 		Kafka: s.kafka, MasterKey: s.masterKey, Partitions: s.layout.Partitions, Timeout: query.ChangeTimeout,
 	}, u.logger)
@@ -285,6 +290,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 		{Name: "processor", Ready: seal.Ready},
 		{Name: "notary", Ready: signer.Ready},
 		{Name: "clickhouse_writer", Ready: writer.Ready},
+		{Name: "root_log_writer", Ready: checkpoints.Ready},
 		{Name: "query", Ready: timeline.Ready},
 		{Name: "ingest", Ready: door.Ready},
 		// SIGTERM takes it out of its load balancer first.
@@ -309,13 +315,14 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 		u.logger.InfoContext(ctx, "serving health, metrics and profiles", slog.String("address", internal.Addr()))
 	}
 
-	parts.Start(ctx, "control view", view.Run)        // who may do what
-	parts.Start(ctx, "clickhouse writer", writer.Run) // ledger -> ClickHouse
-	parts.Start(ctx, "notary", signer.Run)            // ledger -> checkpoints
-	parts.Start(ctx, "processor", seal.Run)           // events -> ledger
-	parts.Start(ctx, "query", timeline.Run)           // answers reads until HTTP has drained
-	parts.Start(ctx, "ingest", door.Run)              // accepts events until HTTP has drained
-	parts.Start(ctx, "http", web.Run)                 // stops first: no new work, then the requests in hand
+	parts.Start(ctx, "control view", view.Run)           // who may do what
+	parts.Start(ctx, "clickhouse writer", writer.Run)    // ledger -> ClickHouse
+	parts.Start(ctx, "root log writer", checkpoints.Run) // checkpoints -> ClickHouse
+	parts.Start(ctx, "notary", signer.Run)               // ledger -> checkpoints
+	parts.Start(ctx, "processor", seal.Run)              // events -> ledger
+	parts.Start(ctx, "query", timeline.Run)              // answers reads until HTTP has drained
+	parts.Start(ctx, "ingest", door.Run)                 // accepts events until HTTP has drained
+	parts.Start(ctx, "http", web.Run)                    // stops first: no new work, then the requests in hand
 	// "It is up" is not said before the first event would be accepted. Sealing may begin later.
 	for _, ready := range []func(context.Context) error{door.Ready, timeline.Ready} {
 		if err := await(ctx, parts, ready); err != nil {

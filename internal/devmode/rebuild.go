@@ -12,9 +12,10 @@ import (
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/localkafka"
 	"getimmutable.dev/immutable/sinks/chwriter"
+	"getimmutable.dev/immutable/sinks/rootlog"
 )
 
-// Rebuild is chwriter.Rebuild for a data folder whose `up` is stopped: it runs the embedded Kafka meanwhile. An `up`
+// Rebuild is chwriter.Rebuild and rootlog.Rebuild for a data folder whose `up` is stopped: it runs the embedded Kafka meanwhile. An `up`
 // with a Kafka elsewhere keeps nothing in the folder that it could change: that is an error.
 func Rebuild(ctx context.Context, dir string, acceptLoss bool, logger *slog.Logger) (err error) {
 	last, err := ReadUpFile(dir)
@@ -35,5 +36,9 @@ func Rebuild(ctx context.Context, dir string, acceptLoss bool, logger *slog.Logg
 		return err
 	}
 	defer func() { err = errors.Join(err, broker.Close()) }()
-	return chwriter.Rebuild(ctx, kafka.Config{Brokers: []string{broker.Addr()}, TopicPrefix: last.TopicPrefix}, acceptLoss, logger)
+	cfg := kafka.Config{Brokers: []string{broker.Addr()}, TopicPrefix: last.TopicPrefix}
+	if err := chwriter.Rebuild(ctx, cfg, acceptLoss, logger); err != nil {
+		return err
+	}
+	return rootlog.Rebuild(ctx, cfg, logger)
 }

@@ -161,7 +161,8 @@ func (s *server) tables(ctx context.Context) []Finding {
 	err := s.conn.Select(ctx, &tables, `
 		SELECT name, engine_full,
 			name IN (SELECT table FROM system.replicas WHERE database = currentDatabase() AND is_readonly) AS read_only
-		FROM system.tables WHERE database = currentDatabase() AND name IN ('events', 'leaves') ORDER BY name`)
+		FROM system.tables WHERE database = currentDatabase() AND name IN ('events', 'leaves', 'root_log', 'checkpoints')
+		ORDER BY name`)
 	if err != nil {
 		return failed("asking for the tables", err)
 	}
@@ -196,13 +197,13 @@ func (s *server) tables(ctx context.Context) []Finding {
 			Do:  "clickhouse-client -q 'SELECT table, name, reason FROM system.detached_parts'; then docs/operations.md, Losing ClickHouse",
 		})
 	}
-	if len(tables) < 2 {
+	if len(tables) < 4 {
 		found = append(found, Finding{
-			Level: Problem, Seen: "the tables events and leaves are not both there", Why: "nothing can be read or written",
+			Level: Problem, Seen: "the tables events, leaves, root_log and checkpoints are not all there", Why: "nothing can be read or written",
 			Do: "restore them from a backup: docs/operations.md, Losing ClickHouse",
 		})
 	}
-	return orOK(found, "events and leaves are written through to disk, and writable")
+	return orOK(found, "events, leaves, root_log and checkpoints are written through to disk, and writable")
 }
 
 // holdsLedger compares, for each partition, what the group has committed with the last row: between the two there may

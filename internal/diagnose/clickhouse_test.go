@@ -52,7 +52,7 @@ func TestClickHouse(t *testing.T) {
 	want(t, found, diagnose.Problem, "tables", "table events is read-only")
 
 	exec("DROP TABLE leaves")
-	want(t, run(t, diagnose.Config{ClickHouse: s.Config()}), diagnose.Problem, "tables", "not both there")
+	want(t, run(t, diagnose.Config{ClickHouse: s.Config()}), diagnose.Problem, "tables", "not all there")
 	exec("INSERT INTO schema_migrations (version, name, checksum) VALUES (9999, '9999_tomorrow', 'x')")
 	want(t, run(t, diagnose.Config{ClickHouse: s.Config()}), diagnose.Problem, "schema", "the version of immutable that migrated them")
 }

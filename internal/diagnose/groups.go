@@ -24,6 +24,7 @@ type consumer struct{ name, topic, service string }
 var groups = []consumer{ //nolint:gochecknoglobals // a constant that Go cannot write as one
 	{schemas.GroupSeal, schemas.TopicEvents, "processor"},
 	{schemas.GroupClickHouse, schemas.TopicLedger, "sinks"},
+	{schemas.GroupRootLog, schemas.TopicCheckpoints, "sinks"},
 }
 
 // firstRecords returns the first committed record of each span that has one.
