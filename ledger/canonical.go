@@ -30,12 +30,17 @@ type Field struct {
 // it returns shares memory with body.
 func Fields(dst []Field, body []byte) ([]Field, error) {
 	r := canonicalReader{body: body, fields: dst, paths: make([]byte, 0, len(body))}
-	first := len(dst)
+	return r.all()
+}
+
+// all appends the fields of the whole body to those that the reader has.
+func (r *canonicalReader) all() ([]Field, error) {
+	dst, first := r.fields, len(r.fields)
 	if err := r.object(1, bodyPrefix); err != nil {
 		return dst, err
 	}
-	if r.at != len(body) {
-		return dst, r.fail("%d bytes follow the object", len(body)-r.at)
+	if r.at != len(r.body) {
+		return dst, r.fail("%d bytes follow the object", len(r.body)-r.at)
 	}
 	fields := r.fields[first:]
 	if len(fields) > math.MaxUint16 {
