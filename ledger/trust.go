@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +18,7 @@ var ErrTrust = errors.New("invalid trust file")
 // Trust is what a verifier was told out of band: whose checkpoints it believes, and which witnesses must have seen them.
 type Trust struct {
 	logs      []*logKey
-	witnesses []note.Verifier
+	witnesses []Witness
 	quorum    group
 }
 
@@ -72,7 +71,7 @@ func ParseTrust(text []byte) (*Trust, error) {
 
 type trustParser struct {
 	logs      []*logKey
-	witnesses []note.Verifier
+	witnesses []Witness
 	named     map[string]member
 	keys      map[string]bool // public keys that have been named
 	members   map[string]bool // names that are in a group
@@ -90,7 +89,7 @@ func (p *trustParser) line(words []string) error {
 	case keyword == "log" && (len(words) == 2 || len(words) == 3):
 		return p.log(words[1])
 	case keyword == "witness" && (len(words) == 3 || len(words) == 4):
-		return p.witness(words[1], words[2])
+		return p.witness(words[1], words[2], words[3:])
 	case keyword == "group" && len(words) >= 4:
 		return p.group(words[1], words[2], words[3:])
 	case keyword == "quorum" && len(words) == 2:
@@ -120,12 +119,12 @@ func (p *trustParser) log(vkey string) error {
 	return p.once(vkey)
 }
 
-func (p *trustParser) witness(name, vkey string) error {
+func (p *trustParser) witness(name, vkey string, url []string) error {
 	v, err := NewWitnessVerifier(vkey)
 	if err != nil {
 		return err
 	}
-	p.witnesses = append(p.witnesses, v)
+	p.witnesses = append(p.witnesses, Witness{Verifier: v, Label: name, URL: strings.Join(url, "")})
 	if err := p.once(vkey); err != nil {
 		return err
 	}
@@ -218,7 +217,10 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 	if len(logs) == 0 {
 		return nil, &Fault{Verdict: WrongKey, Detail: fmt.Sprintf("the trust file names no key of log %q", c.Origin)}
 	}
-	all := slices.Clone(t.witnesses)
+	all := make([]note.Verifier, 0, len(t.witnesses)+len(logs))
+	for _, w := range t.witnesses {
+		all = append(all, w)
+	}
 	for _, k := range logs {
 		all = append(all, k)
 	}
@@ -228,7 +230,6 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 	}
 	o := &Opened{Checkpoint: *c, Signed: signed}
 	var outside error
-	cosigned := map[note.Verifier]bool{}
 	for _, sig := range n.Sigs {
 		for _, k := range logs {
 			if sig.Name != k.Name() || sig.Hash != k.KeyHash() {
@@ -240,22 +241,18 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 				o.Key = keyID(k)
 			}
 		}
-		for _, v := range t.witnesses {
-			if sig.Name == v.Name() && sig.Hash == v.KeyHash() && !cosigned[v] && notAfter(sig, now.Add(maxClockSkew)) {
-				cosigned[v] = true
-				o.Witnesses = append(o.Witnesses, keyID(v))
-			}
-		}
 	}
+	witnesses, quorum := t.count(n.Sigs, now)
+	o.Witnesses = witnesses
 	switch {
 	case o.Key == "" && outside != nil:
 		return nil, &Fault{Verdict: KeyOutOfRange, Detail: outside.Error()}
 	case o.Key == "":
 		return nil, &Fault{Verdict: WrongKey, Detail: fmt.Sprintf("checkpoint of size %d: only witnesses have signed it", c.Size)}
-	case !t.quorum.met(cosigned):
+	case !quorum:
 		return nil, &Fault{
 			Verdict: QuorumNotMet,
-			Detail:  fmt.Sprintf("checkpoint of size %d: %d witnesses of the trust file have signed it", c.Size, len(cosigned)),
+			Detail:  fmt.Sprintf("checkpoint of size %d: %d witnesses of the trust file have signed it", c.Size, len(witnesses)),
 		}
 	}
 	return o, nil
