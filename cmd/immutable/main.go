@@ -35,6 +35,8 @@ type cli struct {
 	Notary     notaryCmd     `cmd:"" help:"Run the service that states the whole ledger in a signed checkpoint every few seconds."`
 	Sinks      sinksCmd      `cmd:"" help:"Run the service that writes the ledger to ClickHouse."`
 	Query      queryCmd      `cmd:"" help:"Run the service that answers what happened, over HTTP."`
+	Witness    witnessCmd    `cmd:"" help:"Run a witness: cosign the checkpoints of logs that keep to their past."`
+	WitnessKey witnessKeyCmd `cmd:"" help:"Create the key of a witness."`
 	Topics     topicsCmd     `cmd:"" help:"Create or check the Kafka topics."`
 	Migrate    migrateCmd    `cmd:"" help:"Create or update the ClickHouse tables."`
 	Rebuild    rebuildCmd    `cmd:"" help:"Have what ClickHouse lost written again from the ledger."`
