@@ -124,7 +124,8 @@ func parseKey(text string) (*Key, error) {
 	}
 	private, err := base64.StdEncoding.DecodeString(parts[2])
 	// A log's key, type 0x01, is refused: with one key for both, one signature could be taken for the other.
-	if err != nil || len(private) != 1+ed25519.SeedSize || private[0] != typeEd25519 && private[0] != typeMLDSA44 {
+	if err != nil || len(private) != 1+ed25519.SeedSize || private[0] != typeEd25519 && private[0] != typeMLDSA44 ||
+		base64.StdEncoding.EncodeToString(private) != parts[2] { // the decoder skips line breaks
 		return nil, malformed
 	}
 	public, err := publicHalf(private[0], private[1:])
