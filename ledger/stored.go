@@ -2,10 +2,7 @@ package ledger
 
 import (
 	"errors"
-	"fmt"
 	"slices"
-
-	"github.com/go-json-experiment/json"
 )
 
 // A StoredLeaf is a leaf as a store gives it, with its content.
@@ -117,39 +114,4 @@ func (h *ContentHasher) bodyRoot(seed [16]byte, body []byte) (Hash, int, error) 
 		h.commitments = append(h.commitments, Commitment(seed, fields[i].Path, fields[i].Value))
 	}
 	return BodyRoot(h.commitments), len(fields), nil
-}
-
-// ParseDisclosure reads what a store keeps of a redacted body: for each field of the original in the order of their paths its salt, or
-// its commitment where it was erased; the values that are left are in body, canonical JSON. A field of body that has no salt
-// is an error, as is a salt without its field.
-func ParseDisclosure(text, body []byte) ([]Disclosure, error) {
-	var all []Disclosure
-	if err := json.Unmarshal(text, &all, json.RejectUnknownMembers(true)); err != nil {
-		return nil, fmt.Errorf("disclosure: %w", err)
-	}
-	fields, err := Fields(nil, body)
-	if err != nil {
-		return nil, fmt.Errorf("what is left of a body: %w", err)
-	}
-	for i := range all {
-		d := &all[i]
-		if d.Value != nil || (d.Salt == nil) == (d.Commitment == nil) {
-			return nil, fmt.Errorf("disclosure of %.80q: want salt or commitment", d.Path)
-		}
-		if d.Salt == nil {
-			continue
-		}
-		if len(fields) == 0 || string(fields[0].Path) != d.Path {
-			return nil, fmt.Errorf("disclosure of %.80q: its value is not in what is left of the body", d.Path)
-		}
-		value := string(fields[0].Value)
-		d.Value, fields = &value, fields[1:]
-	}
-	if len(fields) > 0 {
-		return nil, fmt.Errorf("disclosure: nothing is said of %.80q, which is in the body", fields[0].Path)
-	}
-	if all == nil {
-		return nil, errors.New("disclosure: it is null")
-	}
-	return all, nil
 }
