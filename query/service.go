@@ -30,11 +30,11 @@ type Service struct {
 	// changes bounds the changes to what is configured that are being made.
 	changes   chan struct{}
 	renderers sync.Pool // of *renderer
-	erasures  *erasures
 
-	// running is locked for writing while Run is not running, and for reading while conn is used.
-	running sync.RWMutex
-	conn    driver.Conn
+	// running is locked for writing while Run is not running, and for reading while conn or erasures is used.
+	running  sync.RWMutex
+	conn     driver.Conn
+	erasures *erasures
 }
 
 var errStopped = errors.New("query is not running")
@@ -52,7 +52,6 @@ func New(
 		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg), logger: logger,
 		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
-	s.erasures = newErasures(view.Redactions(), cfg.AbsentAfter)
 	s.renderers.New = func() any { return newRenderer() }
 	s.running.Lock()
 	return s, nil
@@ -73,7 +72,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return fmt.Errorf("query: %w", err)
 		}
 	}
-	s.conn = conn
+	s.conn, s.erasures = conn, newErasures(s.view.Redactions(), s.cfg.AbsentAfter)
 	var erasing sync.WaitGroup
 	defer erasing.Wait()
 	erasing.Go(func() { s.followErasures(ctx) })
