@@ -305,7 +305,7 @@ func (l *leader) state(e *ledger.Entry, m *recordpb.LogEntry, offset int64, chan
 			}
 		}
 	}
-	return append(records, keyed{l.log.message(m, keyIndex), logKey})
+	return append(records, keyed{l.log.after(m, keyIndex), logKey})
 }
 
 // errUnknown: a transaction was not committed, or is not known to have been.

@@ -1,6 +1,9 @@
 package notary
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Reasons why nothing is signed until a person has looked, a label of immutable_notary_halted.
 const (
@@ -25,6 +28,11 @@ func (e *haltError) Error() string { return e.err.Error() }
 
 func (e *haltError) Unwrap() error { return e.err }
 
+// halt returns a haltError. Where it wraps one, the reason is that one's.
 func halt(reason, format string, args ...any) error {
-	return &haltError{reason: reason, err: fmt.Errorf(format, args...)}
+	err := fmt.Errorf(format, args...)
+	if inner, ok := errors.AsType[*haltError](err); ok {
+		reason = inner.reason
+	}
+	return &haltError{reason: reason, err: err}
 }

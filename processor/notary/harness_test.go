@@ -261,3 +261,12 @@ func readAll(ctx context.Context, tb testing.TB, c *kafkatest.Cluster, admin *ka
 }
 
 func hasPrefix(key []byte, prefix string) bool { return bytes.HasPrefix(key, []byte(prefix)) }
+
+func kadmOf(tb testing.TB, c *kafkatest.Cluster) *kadm.Client {
+	tb.Helper()
+	return kadm.NewClient(c.Client(tb))
+}
+
+func kgoTransactionalID(c *kafkatest.Cluster) kgo.Opt {
+	return kgo.TransactionalID(c.Config.Group(schemas.TransactionalIDNotary))
+}

@@ -159,14 +159,6 @@ func (r *restorer) resume() error {
 	return nil
 }
 
-// mine refuses a root log of another origin.
-func (l *rootLog) mine(e *ledger.Entry) error {
-	if !strings.HasPrefix(e.Key.VerifierKey, l.origin+"+") {
-		return halt(haltKey, "the root log on the topics states key %.300q, the keys in the key file are of origin %q", e.Key.VerifierKey, l.origin)
-	}
-	return nil
-}
-
 // tailFrom returns where to read the checkpoints topic from to have the last blocks complete blocks and the open one, and
 // prepares for that.
 func (r *restorer) tailFrom(blocks uint64) (offset int64) {

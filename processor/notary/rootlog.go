@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"getimmutable.dev/immutable/ledger"
@@ -26,7 +27,9 @@ type rootLog struct {
 	// firstKey is the verifier key of entry 0.
 	firstKey string
 	origin   string
-	epoch    *ledger.Epoch // the newest; nil: none
+	epoch    *ledger.Epoch // the newest, entry epochIndex; nil: none
+	// epochIndex is known only of what append has taken in.
+	epochIndex uint64
 	// blocks are the complete ones.
 	blocks []block
 	// levels[k] are the roots of the complete subtrees of 256^(k+1) entries; upper is the tree over the blocks that they
@@ -79,11 +82,14 @@ func (l *rootLog) append(m *recordpb.LogEntry, offset int64) (*ledger.Entry, err
 		return nil, fmt.Errorf("entry %d has hash %x, its record says %x", e.Index, hash, m.GetHash())
 	}
 	if e.Key != nil {
+		if err := l.mine(e); err != nil {
+			return nil, err
+		}
 		if err := l.stateKey(e); err != nil {
 			return nil, err
 		}
 	} else {
-		l.epoch = e.Epoch
+		l.epoch, l.epochIndex = e.Epoch, e.Index
 	}
 	node := l.head.AppendHash(hash)
 	root := l.head.Root()
@@ -101,6 +107,14 @@ func (l *rootLog) append(m *recordpb.LogEntry, offset int64) (*ledger.Entry, err
 		l.trim()
 	}
 	return e, nil
+}
+
+// mine refuses a root log of another origin.
+func (l *rootLog) mine(e *ledger.Entry) error {
+	if !strings.HasPrefix(e.Key.VerifierKey, l.origin+"+") {
+		return halt(haltKey, "the root log on the topics states key %.300q, the keys in the key file are of origin %q", e.Key.VerifierKey, l.origin)
+	}
+	return nil
 }
 
 // stateKey takes in an entry that states a key.
@@ -136,11 +150,17 @@ func (l *rootLog) trim() {
 	}
 }
 
-// message returns the log's record of notary_state for when m is its last entry.
-func (l *rootLog) message(m *recordpb.LogEntry, keyIndex uint64) *recordpb.NotaryLog {
+// after returns the log's record of notary_state for when m is its last entry.
+func (l *rootLog) after(m *recordpb.LogEntry, keyIndex uint64) *recordpb.NotaryLog {
 	head := l.head.Clone()
 	head.AppendHash(ledger.Hash(m.GetHash()))
-	return &recordpb.NotaryLog{Size: head.Size, LastEntryHash: m.GetHash(), Range: join(head.Range), LastKey: keyIndex}
+	return summary(&head, keyIndex)
+}
+
+func summary(head *ledger.Head, keyIndex uint64) *recordpb.NotaryLog {
+	return &recordpb.NotaryLog{
+		Size: head.Size, LastEntryHash: head.LastLeafHash[:], Range: join(head.Range), LastKey: keyIndex,
+	}
 }
 
 // checkpoint states the log as it is.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/internal/kafka"
@@ -68,6 +69,14 @@ func (n *Notary) session(ctx context.Context) (progress bool, err error) {
 	n.metrics.leading.Set(1)
 	defer n.metrics.leading.Set(0)
 	progress, err = n.lead(sessionCtx, admin)
+	if errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) {
+		// Somebody has taken over. Whoever is still a member after the next heartbeats may do so too; the group says it to one that
+		// another has replaced, and then this one must not fence that one in turn.
+		select {
+		case <-sessionCtx.Done():
+		case <-time.After(2 * n.cfg.SessionTimeout / memberHeartbeats):
+		}
+	}
 	h, halted := errors.AsType[*haltError](err)
 	if !halted {
 		if sessionCtx.Err() != nil {
@@ -99,11 +108,6 @@ func (n *Notary) lookups() []kgo.Opt {
 // options is what the member's client is made with.
 func (m *member) options(n *Notary) []kgo.Opt {
 	checkpoints := n.cfg.Kafka.Topic(schemas.TopicCheckpoints)
-	revoked := func(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
-		if len(partitions[checkpoints]) > 0 {
-			m.end(errRevoked)
-		}
-	}
 	opts := slices.Concat(n.lookups(), []kgo.Opt{
 		kgo.ConsumerGroup(n.cfg.Kafka.Group(schemas.GroupNotary)),
 		kgo.ConsumeTopics(checkpoints),
@@ -130,8 +134,13 @@ func (m *member) options(n *Notary) []kgo.Opt {
 			n.setReason(errors.New("taking over"))
 			close(m.assigned)
 		}),
-		kgo.OnPartitionsRevoked(revoked),
-		kgo.OnPartitionsLost(revoked),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+			if len(partitions[checkpoints]) > 0 {
+				m.end(errRevoked)
+			}
+		}),
+		// Why it was lost, OnGroupManageError says right after.
+		kgo.OnPartitionsLost(func(context.Context, *kgo.Client, map[string][]int32) {}),
 		kgo.WithHooks(m),
 	})
 	if n.cfg.Instance != "" {

@@ -21,6 +21,7 @@ var scenarios = []struct {
 }{
 	{"states what is there and what arrives", statesWhatIsThereAndWhatArrives},
 	{"goes on where the last one ended", goesOnWhereTheLastOneEnded},
+	{"two notaries", twoNotaries},
 }
 
 func TestScenarios(t *testing.T) {
