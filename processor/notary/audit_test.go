@@ -21,6 +21,7 @@ import (
 // another way than the notary: all leaves into a tree for each epoch, all entries into one.
 type audit struct {
 	entries     int
+	roots       []ledger.Hash // by size
 	epochs      []*ledger.Epoch
 	keys        int
 	checkpoints []*recordpb.SignedCheckpoint
@@ -111,6 +112,7 @@ func auditTopics(ctx context.Context, tb testing.TB, c *kafkatest.Cluster, admin
 		closed[log.Size] = len(a.epochs)
 		a.entries++
 	}
+	a.roots = roots
 	checkEpochs(tb, leaves, a.epochs)
 	if n := closed[a.newest]; n > 0 {
 		e := a.epochs[n-1]

@@ -24,7 +24,7 @@ import (
 )
 
 // deadline is how long a test waits for what must happen. It is never reached when all is well.
-const deadline = 2 * time.Minute
+const deadline = time.Minute
 
 // testPartitions is the number of partitions that kafkatest makes, and of lanes of these tests' workspaces.
 const testPartitions = 4

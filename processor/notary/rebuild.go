@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -134,7 +136,7 @@ func (l *leader) rebuildChains(ctx context.Context, s *chains, e *ledger.Epoch) 
 func (l *leader) awaitWriter(ctx context.Context, e *ledger.Epoch) error {
 	group, topic := l.cfg.Kafka.Group(schemas.GroupClickHouse), l.cfg.Kafka.Topic(schemas.TopicLedger)
 	committed, err := kadm.NewClient(l.admin).FetchOffsets(ctx, group)
-	if err != nil {
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // a group that has never had a member says nothing
 		return fmt.Errorf("asking how far ClickHouse's writer is: %w", err)
 	}
 	for p, next := range e.Positions {

@@ -7,12 +7,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"go.uber.org/goleak"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // scenarios are what is tested on kfake and on a real broker.
 var scenarios = []struct {
