@@ -1,0 +1,219 @@
+package verify
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// accepted is a checkpoint that is believed, with the root log that it states.
+type accepted struct {
+	*ledger.Opened
+
+	replay *replay
+	// remembered is what was accepted of this log before; nil where nothing was.
+	remembered *rememberedLog
+	forked     bool
+}
+
+// acceptance is what one run needs to accept a checkpoint.
+type acceptance struct {
+	cfg    *Config
+	report *Report
+	memory *memory
+	// whole replays the root log from its first entry, whatever is remembered.
+	whole bool
+	// stored are other sizes at which roots are wanted.
+	sizes []uint64
+}
+
+// accept checks a signed checkpoint: first by the key changes that the source names, so that what comes next is not done for anybody; then, once
+// the root log has been replayed, by those that it states, and against what is remembered. It returns nil where nothing is believed.
+func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.KeyHistory, log rootLog) (*accepted, error) {
+	opened := a.open(signed, named)
+	if opened == nil {
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	old, oldSize, fork := a.recall(opened)
+	if fork {
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	p, err := a.replayTo(ctx, log, opened, old, oldSize)
+	if err != nil {
+		return nil, err
+	}
+	result := &accepted{Opened: opened, replay: p, remembered: old}
+	a.checkRoot(result, oldSize)
+	// The keys that the root log states are the ones that count.
+	if p.faults == 0 {
+		if opened = a.open(signed, p.keys); opened == nil {
+			return nil, nil //nolint:nilnil // the report says why
+		}
+	}
+	a.report.witnessed = a.cfg.Trust.Witnessed()
+	a.report.Checkpoint = &CheckpointReport{
+		Origin: opened.Origin, Size: opened.Size, Root: opened.Root, Key: opened.Key, Witnesses: opened.Witnesses,
+	}
+	a.checkAge(p)
+	return result, nil
+}
+
+// open believes a checkpoint, or says why not.
+func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) *ledger.Opened {
+	opened, f := a.cfg.Trust.Open(signed, keys, a.cfg.Now)
+	if f != nil {
+		a.report.fault(f)
+		return nil
+	}
+	return opened
+}
+
+// recall compares a checkpoint with the one that was accepted before, as far as that can be done without the log.
+func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
+	old = a.memory.Logs[opened.Origin]
+	if old == nil {
+		if a.cfg.MemoryFile != "" {
+			a.report.notef("nothing is remembered of log %q: this checkpoint is the first that is accepted", opened.Origin)
+		}
+		return nil, 0, false
+	}
+	before, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
+	if err != nil { // loadMemory has read it
+		return nil, 0, false
+	}
+	switch {
+	case opened.Size < before.Size:
+		a.report.faultf(ledger.RolledBack, "the newest checkpoint has size %d, one of size %d was accepted before", opened.Size, before.Size)
+	case opened.Size == before.Size && opened.Root != before.Root:
+		a.fork(old, opened, "two checkpoints of size %d have different roots", opened.Size)
+		return old, before.Size, true
+	}
+	return old, before.Size, false
+}
+
+// replayTo replays the root log: from what is remembered where that leads to the checkpoint's root, else from the beginning.
+func (a *acceptance) replayTo(ctx context.Context, log rootLog, opened *ledger.Opened, old *rememberedLog, oldSize uint64) (*replay, error) {
+	if old != nil && !a.whole && oldSize <= opened.Size {
+		tried := newReport("", a.cfg.MaxFaults)
+		p := newReplay(tried, opened.Origin, oldSize, opened.Size)
+		if err := p.from(old, oldSize); err != nil {
+			return nil, err
+		}
+		err := p.run(ctx, log, opened.Size)
+		if err == nil && p.faults == 0 && p.roots[opened.Size] == opened.Root && p.epochs.newest != nil {
+			p.report = a.report
+			a.report.Entries += tried.Entries
+			return p, nil
+		}
+	}
+	p := newReplay(a.report, opened.Origin, append([]uint64{oldSize, opened.Size}, a.sizes...)...)
+	if a.cfg.Epochs > 1 {
+		p.epochs.every = max(1, opened.Size/uint64(a.cfg.Epochs))
+	}
+	return p, p.run(ctx, log, opened.Size)
+}
+
+// checkRoot compares the replayed log with the checkpoint and with what is remembered.
+func (a *acceptance) checkRoot(r *accepted, oldSize uint64) {
+	root, known := r.replay.roots[r.Size]
+	switch {
+	case !known: // what is missing has been said
+	case root == r.Root:
+		before, was := r.replay.roots[oldSize]
+		if r.remembered != nil && was && oldSize <= r.Size && before != (&ledger.Head{Range: r.remembered.Range}).Root() {
+			r.forked = true
+			a.fork(r.remembered, r.Opened, "the checkpoint of size %d that was accepted before is not the beginning of that of size %d", oldSize, r.Size)
+		}
+	case r.replay.faults == 0:
+		r.replay.fault(ledger.Modified, 0, r.Size-1, "its entries give root %x, the checkpoint states %x", root, r.Root)
+	}
+}
+
+// checkAge looks at the time of the newest epoch.
+func (a *acceptance) checkAge(p *replay) {
+	e := p.epochs.newest
+	if e == nil {
+		a.report.undecided("%v", errNoEpoch)
+		return
+	}
+	a.report.Checkpoint.Epoch, a.report.Checkpoint.EpochTime = e.Index, e.Time
+	age := a.cfg.Now.Sub(e.Time).Truncate(time.Second)
+	switch {
+	case a.cfg.MaxAge > 0 && age > a.cfg.MaxAge:
+		a.report.faultf(ledger.Stale, "the newest epoch is %s old, at most %s are accepted: what came after it may be withheld", age, a.cfg.MaxAge)
+	case a.cfg.MaxAge == 0:
+		a.report.notChecked("the age of the newest epoch: it is %s old", age)
+	}
+}
+
+// evidence is the file that proves a fork: two notes that one key has signed.
+type evidence struct {
+	Format  string    `json:"format"`
+	Origin  string    `json:"origin"`
+	Detail  string    `json:"detail"`
+	FoundAt time.Time `json:"found_at"`
+	// Checkpoints are the signed notes, the one that was accepted first before the other.
+	Checkpoints [2]string `json:"checkpoints"`
+}
+
+// fork reports that a log has two histories, and keeps the proof.
+func (a *acceptance) fork(old *rememberedLog, opened *ledger.Opened, format string, args ...any) {
+	detail := fmt.Sprintf(format, args...)
+	a.report.faultf(ledger.Forked, "%s", detail)
+	a.keepEvidence(old.Checkpoint, opened, detail)
+}
+
+func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail string) {
+	text, err := json.Marshal(&evidence{
+		Format: "immutable/fork/1", Origin: opened.Origin, Detail: detail, FoundAt: a.cfg.Now.UTC(),
+		Checkpoints: [2]string{old, string(opened.Signed)},
+	}, jsontext.WithIndent("  "))
+	name := fmt.Sprintf("fork-%s-%d.json", base64.RawURLEncoding.EncodeToString(opened.Root[:6]), opened.Size)
+	path := filepath.Join(a.cfg.EvidenceDir, name)
+	if err == nil {
+		err = writeFile(path, append(text, '\n'))
+	}
+	if err != nil {
+		a.report.undecided("the evidence of the fork could not be written: %v", err)
+		return
+	}
+	a.report.Evidence = append(a.report.Evidence, path)
+}
+
+// remember puts what was accepted into the memory file: not a fork, nor what was rolled back, nor a root log with faults. Chains are those that were
+// recomputed without one.
+func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedChain) error {
+	if a.cfg.MemoryFile == "" || r == nil {
+		return nil
+	}
+	a.report.Memory = a.cfg.MemoryFile
+	if r.forked || r.replay.faults > 0 || a.report.found(ledger.RolledBack, ledger.Forked) > 0 {
+		a.report.notef("the checkpoint is not remembered")
+		return nil
+	}
+	head, ok := r.replay.states[r.Size]
+	if !ok {
+		return nil
+	}
+	l := &rememberedLog{
+		Checkpoint: string(r.Signed), Range: head.Range, LastHash: head.LastLeafHash, Keys: r.replay.keyEntries,
+		Chains: map[ledger.ChainID]rememberedChain{},
+	}
+	if r.remembered != nil {
+		for chain, c := range r.remembered.Chains {
+			l.Chains[chain] = c
+		}
+	}
+	for chain, c := range chains {
+		l.Chains[chain] = c
+	}
+	a.memory.Logs[r.Origin] = l
+	return a.memory.save(a.cfg.MemoryFile)
+}

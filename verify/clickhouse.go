@@ -1,0 +1,228 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/internal/kafka"
+	"getimmutable.dev/immutable/ledger"
+)
+
+// Tables says what ClickHouse verifies.
+type Tables struct {
+	ClickHouse clickhouse.Config
+	// Kafka, where it has brokers, is where the events topic is: what it still has must be in the ledger.
+	Kafka kafka.Config
+}
+
+// ClickHouse verifies the operator's own tables: every row's columns against its body, bodies against leaves, leaves against their chain's tree, all
+// chains against the epochs of the root log, that against its newest signed checkpoint, and the places in the input that leaves name. The error says
+// that nothing could be verified at all.
+func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	m, err := loadMemory(cfg.MemoryFile)
+	if err != nil {
+		return nil, err
+	}
+	s := newStore(tables.ClickHouse, 2*cfg.Workers)
+	defer s.close()
+	v := &tableVerifier{cfg: &cfg, report: newReport("the tables of ClickHouse", cfg.MaxFaults), store: s, tables: tables}
+	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m, whole: true}
+	if err := v.run(ctx); err != nil {
+		return nil, err
+	}
+	return v.report.finish(), nil
+}
+
+// tableVerifier is one run of ClickHouse.
+type tableVerifier struct {
+	*acceptance
+
+	cfg    *Config
+	report *Report
+	store  *store
+	tables Tables
+	epochs []*ledger.Entry // the newest last
+}
+
+// run goes through the checks; each writes what it finds into the report.
+func (v *tableVerifier) run(ctx context.Context) error {
+	a, err := v.checkpoint(ctx)
+	if err != nil {
+		return err
+	}
+	var old *rememberedLog
+	if a != nil {
+		v.epochs, old = a.replay.epochs.all(), a.remembered
+		if err := v.checkStoredCheckpoints(ctx, a); err != nil {
+			return err
+		}
+	}
+	if err := v.settle(ctx); err != nil {
+		return err
+	}
+	chains, err := v.listChains(ctx, old)
+	if err != nil {
+		return err
+	}
+	results, err := v.verifyChains(ctx, chains, old)
+	if err != nil {
+		return err
+	}
+	v.checkEpochs(results)
+	v.checkForgotten(old, results)
+	if err := v.checkInput(ctx, results); err != nil {
+		return err
+	}
+	v.report.notChecked("the column part of events and leaves, and which rows of workspaces that have no leaf were ever there")
+	return v.remember(a, remembered(results))
+}
+
+// checkpoint accepts the newest checkpoint. It returns nil where none is believed.
+func (v *tableVerifier) checkpoint(ctx context.Context) (*accepted, error) {
+	signed, err := v.store.newestCheckpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if signed == nil {
+		v.report.undecided("the table checkpoints is empty: nothing is signed yet")
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	stated, err := ledger.ParseCheckpoint(signed)
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "the newest checkpoint: %v", err)
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	texts, err := v.store.keyChanges(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.accept(ctx, signed, v.namedKeys(stated, texts), logTable{v.store})
+}
+
+// namedKeys are the key changes that the table names, as far as they hold; what is wrong with them the replay says.
+func (v *tableVerifier) namedKeys(stated *ledger.Checkpoint, texts []string) (keys ledger.KeyHistory) {
+	for _, text := range texts {
+		e, err := ledger.ParseEntry([]byte(text))
+		if err != nil || e.Index >= stated.Size {
+			continue
+		}
+		_ = keys.Append(stated.Origin, e) // one that does not follow is left out
+	}
+	return keys
+}
+
+// checkStoredCheckpoints compares the older checkpoints of the table with the root log: in a second pass, for which only the sizes are kept.
+func (v *tableVerifier) checkStoredCheckpoints(ctx context.Context, a *accepted) error {
+	check := newReplay(newReport("", 0), a.Origin)
+	var due []storedCheckpoint
+	next := uint64(0) // checkpoints of sizes from it on are not read yet
+	load := func() error {
+		due = due[:0]
+		return v.store.checkpoints(ctx, fmt.Sprintf("WHERE size >= %d AND size <= %d ORDER BY size, witnesses", next, a.Size), checkpointsAtOnce,
+			func(c *storedCheckpoint) error {
+				due = append(due, *c)
+				return nil
+			})
+	}
+	for {
+		if err := load(); err != nil {
+			return err
+		}
+		if len(due) == 0 {
+			return nil
+		}
+		last := due[len(due)-1].size
+		if len(due) == checkpointsAtOnce && due[0].size < last { // the last size may have more rows
+			for due[len(due)-1].size == last {
+				due = due[:len(due)-1]
+			}
+			last = due[len(due)-1].size
+		}
+		for _, c := range due {
+			check.at = append(check.at, c.size)
+		}
+		if err := check.run(ctx, logTable{v.store}, last); err != nil {
+			return err
+		}
+		check.at, next = nil, last+1
+		for i := range due {
+			v.checkStored(a, &due[i], check)
+		}
+		clear(check.roots)
+		clear(check.states)
+	}
+}
+
+const checkpointsAtOnce = 10_000
+
+// checkStored compares one stored checkpoint with its own columns and with the root log.
+func (v *tableVerifier) checkStored(a *accepted, c *storedCheckpoint, check *replay) {
+	stated, err := ledger.ParseCheckpoint([]byte(c.note))
+	root, known := check.roots[c.size]
+	switch {
+	case err != nil:
+		v.report.faultf(ledger.Modified, "stored checkpoint of size %d: %v", c.size, err)
+	case stated.Size != c.size || stated.Root != c.root:
+		v.report.faultf(ledger.ColumnMismatch, "stored checkpoint of size %d: its columns are not what its note states", c.size)
+	case stated.Origin != a.Origin:
+		v.report.faultf(ledger.Modified, "stored checkpoint of size %d: it is of log %q", c.size, stated.Origin)
+	case known && stated.Root != root:
+		opened, f := v.cfg.Trust.Open([]byte(c.note), a.replay.keys, v.cfg.Now)
+		if f != nil && f.Verdict != ledger.QuorumNotMet {
+			v.report.faultf(ledger.Modified, "stored checkpoint of size %d: its root is not that of the root log, and it is not signed: %s", c.size, f.Detail)
+			return
+		}
+		if opened == nil {
+			opened = &ledger.Opened{Checkpoint: *stated, Signed: []byte(c.note)}
+		}
+		detail := fmt.Sprintf("the signed checkpoint of size %d is not the beginning of that of size %d", c.size, a.Size)
+		v.report.faultf(ledger.Forked, "%s", detail)
+		v.keepEvidence(string(a.Signed), opened, detail)
+	}
+}
+
+// settle waits until the tables hold what the newest epoch covers: its notary does not wait for those who write them.
+func (v *tableVerifier) settle(ctx context.Context) error {
+	if len(v.epochs) == 0 {
+		return nil
+	}
+	positions := v.epochs[len(v.epochs)-1].Epoch.Positions
+	return v.await(ctx, func() (bool, error) {
+		ends, err := v.store.ends(ctx)
+		for p, position := range positions {
+			// The record that ends a transaction has an offset too.
+			if end := ends[uint16(p)]; end > 0 && end+1 < position {
+				return false, err
+			}
+		}
+		return true, err
+	})
+}
+
+// await asks until the answer is yes, or until Config.Settle is over.
+func (v *tableVerifier) await(ctx context.Context, arrived func() (bool, error)) error {
+	tick := time.NewTicker(settleTick)
+	defer tick.Stop()
+	timeout := time.NewTimer(v.cfg.Settle)
+	defer timeout.Stop()
+	for {
+		if ok, err := arrived(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the tables: %w", ctx.Err())
+		}
+	}
+}
+
+const settleTick = 250 * time.Millisecond

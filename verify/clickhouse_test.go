@@ -1,0 +1,139 @@
+package verify_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/verify"
+)
+
+func TestMain(m *testing.M) { os.Exit(clickhousetest.Main(m)) }
+
+// tables is an installation's ClickHouse with a ledger in it.
+type tables struct {
+	t      *testing.T
+	server *clickhousetest.Server
+	conn   driver.Conn
+	ledger *ledgertest.Ledger
+}
+
+// newLedger has chains of two workspaces, five epochs and a change of the key.
+func newLedger() *ledgertest.Ledger {
+	l := ledgertest.New()
+	for lane := range uint32(2) {
+		l.Chain(1, 1, lane, 2)
+	}
+	l.Chain(2, 1, 0, 1)
+	for epoch := range 5 {
+		for i, c := range l.Chains {
+			l.Events(c, 20+7*i)
+		}
+		l.Epoch()
+		if epoch == 2 {
+			l.Rotate(ledgertest.NewKey(ledgertest.Origin, 2))
+		}
+	}
+	return l
+}
+
+func newTables(t *testing.T, l *ledgertest.Ledger) *tables {
+	t.Helper()
+	server := clickhousetest.Start(t)
+	s := &tables{t, server, server.Conn(t), l}
+	if err := l.Write(t.Context(), s.conn); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *tables) exec(format string, args ...any) {
+	s.t.Helper()
+	text := fmt.Sprintf(format, args...)
+	if strings.HasPrefix(text, "ALTER") {
+		text += " SETTINGS mutations_sync = 2"
+	}
+	if err := s.conn.Exec(s.t.Context(), text); err != nil {
+		s.t.Fatalf("%s: %v", text, err)
+	}
+}
+
+func trust(t testing.TB, lines ...string) *ledger.Trust {
+	t.Helper()
+	parsed, err := ledger.ParseTrust([]byte(strings.Join(lines, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed
+}
+
+func (s *tables) config() verify.Config {
+	return verify.Config{
+		Trust: trust(s.t, ledgertest.NewKey(ledgertest.Origin, 1).Verifier()), Now: s.ledger.Now().Add(time.Minute), MaxAge: 10 * time.Minute,
+		Settle: time.Millisecond, EvidenceDir: s.t.TempDir(), Workers: 2,
+	}
+}
+
+func (s *tables) verify(cfg verify.Config) *verify.Report {
+	s.t.Helper()
+	r, err := verify.ClickHouse(s.t.Context(), cfg, verify.Tables{ClickHouse: s.server.Config()})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+// short is a fault without its detail.
+func short(f *ledger.Fault) string {
+	text := f.String()
+	text, _, _ = strings.Cut(text, ":")
+	return text
+}
+
+func faults(r *verify.Report) (all []string) {
+	for _, f := range r.Faults {
+		all = append(all, short(f))
+	}
+	return all
+}
+
+func TestClickHouse(t *testing.T) {
+	s := newTables(t, newLedger())
+	cfg := s.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	for range 2 {
+		r := s.verify(cfg)
+		if r.Exit != verify.ExitVerified || !r.Verified || r.Level != verify.TamperDetecting || len(r.Faults) > 0 {
+			t.Fatal(r.Text())
+		}
+		if r.Chains != 3 || r.Leaves != uint64(5*(20+27+34)+3) || r.Entries != 7 || r.Epochs != 5 {
+			t.Error(r.Text())
+		}
+	}
+	// What comes next is consistent with what is remembered.
+	s.exec("TRUNCATE TABLE events")
+	s.exec("TRUNCATE TABLE leaves")
+	s.exec("TRUNCATE TABLE root_log")
+	s.exec("TRUNCATE TABLE checkpoints")
+	s.ledger.Events(s.ledger.Chains[0], 10)
+	s.ledger.Epoch()
+	s.ledger.Events(s.ledger.Chains[0], 3)
+	if err := s.ledger.Write(t.Context(), s.conn); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Now = s.ledger.Now()
+	r := s.verify(cfg)
+	want := []string{fmt.Sprintf("UNSEALED TAIL chain %x sequence 111..113", s.ledger.Chains[0].ID)}
+	if r.Exit != verify.ExitVerified || !slices.Equal(faults(r), want) {
+		t.Error(r.Text())
+	}
+}

@@ -1,0 +1,75 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// Config is what every verification has in common.
+type Config struct {
+	// Trust says whose checkpoints are believed. Required.
+	Trust *ledger.Trust
+	// Now is the time that cosignatures and the age of the newest epoch are compared with. Required.
+	Now time.Time
+	// MaxAge of the newest epoch; older is STALE. 0 does not look at it. A notary makes an epoch each minute.
+	MaxAge time.Duration
+	// MemoryFile holds what earlier runs have accepted, and what this one does; empty for none.
+	MemoryFile string
+	// EvidenceDir is where the two checkpoints of a fork are written. Default: the working directory.
+	EvidenceDir string
+	// Epochs is how many epochs of the past are recomputed too, from the operator's tables. Default 64, at most 4096.
+	Epochs int
+	// Settle is how long to wait for the operator's tables to hold what the newest epoch covers. Default 10 s.
+	Settle time.Duration
+	// MaxFaults is how many findings are listed; the others are counted. Default 1000.
+	MaxFaults int
+	// Workers recompute contents. Default: the number of cores.
+	Workers int
+	// Progress is called now and then from one goroutine, with the number of leaves so far and of those that are expected, 0 where that
+	// is not known. Nil for none.
+	Progress func(leaves, of uint64)
+}
+
+// Limits of a Config.
+const maxEpochs = 4096
+
+func (c Config) withDefaults() Config {
+	if c.Epochs == 0 {
+		c.Epochs = 64
+	}
+	if c.Settle == 0 {
+		c.Settle = 10 * time.Second
+	}
+	if c.MaxFaults == 0 {
+		c.MaxFaults = 1000
+	}
+	if c.Workers == 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.EvidenceDir == "" {
+		c.EvidenceDir = "."
+	}
+	if c.Progress == nil {
+		c.Progress = func(uint64, uint64) {}
+	}
+	return c
+}
+
+// Validate reports what cannot be worked with.
+func (c *Config) Validate() error {
+	switch {
+	case c.Trust == nil:
+		return errors.New("a trust file is required: without one nothing can be believed")
+	case c.Now.IsZero():
+		return errors.New("the time is required")
+	case c.MaxAge < 0 || c.Settle < 0 || c.MaxFaults < 0 || c.Workers < 0:
+		return errors.New("durations and numbers must not be negative")
+	case c.Epochs < 0 || c.Epochs > maxEpochs:
+		return fmt.Errorf("epochs must be at most %d", maxEpochs)
+	}
+	return nil
+}

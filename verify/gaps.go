@@ -1,0 +1,259 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	protobuf "google.golang.org/protobuf/proto"
+
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/schemas"
+	"getimmutable.dev/immutable/schemas/recordpb"
+)
+
+const (
+	// maxInputs is how many offsets of one partition of the events topic are compared: a bit each.
+	maxInputs = 1 << 32
+	// maxUnsealed is how many records without a leaf are looked into.
+	maxUnsealed = 10_000
+	// kafkaWait is how long to wait for Kafka's next answer.
+	kafkaWait = 30 * time.Second
+)
+
+// gaps finds records of the events topic that have no leaf although later ones have. The zero gaps, where no Kafka was named, finds none.
+type gaps struct {
+	client *kgo.Client
+	tables *Tables
+	starts kadm.ListedOffsets
+	// inputs of the partition at hand: one bit for each offset from start on.
+	start      uint64
+	bits       []uint64
+	next       uint64 // one past the largest
+	generation uint16
+	partition  int32
+	tooMany    bool
+	dead       map[string]bool // "topic partition offset" of what is on the dlq
+}
+
+func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
+	if len(v.tables.Kafka.Brokers) == 0 {
+		v.report.notChecked("whether every record of the events topic has a leaf: no Kafka was named")
+		return &gaps{}, nil
+	}
+	g := &gaps{tables: &v.tables, partition: -1}
+	opts, err := v.tables.Kafka.Options(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	if g.client, err = kgo.NewClient(opts...); err != nil {
+		return nil, fmt.Errorf("opening kafka: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, kafkaWait)
+	defer cancel()
+	g.starts, err = kadm.NewClient(g.client).ListStartOffsets(ctx, v.tables.Kafka.Topic(schemas.TopicEvents))
+	if err == nil {
+		err = g.starts.Error()
+	}
+	if err == nil {
+		g.dead, err = g.deadLetters(ctx)
+	}
+	if err != nil {
+		g.close()
+		return nil, fmt.Errorf("asking kafka: %w", err)
+	}
+	return g, nil
+}
+
+func (g *gaps) close() {
+	if g.client != nil {
+		g.client.Close()
+	}
+}
+
+// sealed notes the place of a leaf in the input.
+func (g *gaps) sealed(r *inputRow) {
+	if g.client == nil {
+		return
+	}
+	if g.partition != int32(r.partition) || g.generation < r.generation {
+		start, _ := g.starts.Lookup(g.tables.Kafka.Topic(schemas.TopicEvents), int32(r.partition))
+		*g = gaps{
+			client: g.client, tables: g.tables, starts: g.starts, dead: g.dead, partition: int32(r.partition), generation: r.generation,
+			start: uint64(max(start.Offset, 0)), bits: g.bits[:0],
+		}
+	}
+	if r.generation < g.generation || r.offset < g.start {
+		return
+	}
+	at := r.offset - g.start
+	if at >= maxInputs {
+		g.tooMany = true
+		return
+	}
+	for uint64(len(g.bits)) <= at/64 {
+		g.bits = append(g.bits, 0)
+	}
+	g.bits[at/64] |= 1 << (at % 64)
+	g.next = max(g.next, r.offset+1)
+}
+
+// has says whether a leaf names an offset.
+func (g *gaps) has(offset uint64) bool {
+	at := offset - g.start
+	return at/64 < uint64(len(g.bits)) && g.bits[at/64]>>(at%64)&1 == 1
+}
+
+// check reads what the events topic still has of the partition, up to the last place that a leaf names.
+func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint16) error {
+	if g.client == nil || g.partition != int32(ledgerPartition) || g.next <= g.start {
+		return nil
+	}
+	if g.tooMany {
+		v.report.undecided("partition %d of the events topic has more than %d offsets", g.partition, uint64(maxInputs))
+	}
+	unsealed := map[[16]byte][]uint64{}
+	total := 0
+	err := g.read(ctx, schemas.TopicEvents, g.partition, int64(g.start), int64(g.next), func(r *kgo.Record) {
+		if g.has(uint64(r.Offset)) || g.dead[deadKey(r.Topic, strconv.Itoa(int(r.Partition)), strconv.FormatInt(r.Offset, 10))] {
+			return
+		}
+		if total++; total > maxUnsealed {
+			return
+		}
+		e := new(recordpb.Event)
+		id := [16]byte{}
+		if err := protobuf.Unmarshal(r.Value, e); err == nil && e.GetKeyed() && len(e.GetId()) == 16 {
+			id = [16]byte(e.GetId())
+		}
+		unsealed[id] = append(unsealed[id], uint64(r.Offset))
+	})
+	if err != nil {
+		return fmt.Errorf("reading the events topic: %w", err)
+	}
+	if total > maxUnsealed {
+		v.report.undecided("partition %d of the events topic has %d records without a leaf; %d were looked into", g.partition, total, maxUnsealed)
+	}
+	return g.tell(ctx, v, unsealed)
+}
+
+// tell reports those that are not the second record of an id that has a leaf.
+func (g *gaps) tell(ctx context.Context, v *tableVerifier, unsealed map[[16]byte][]uint64) error {
+	known, err := v.store.known(ctx, unsealed)
+	if err != nil {
+		return err
+	}
+	for id, offsets := range unsealed {
+		if known[id] {
+			continue
+		}
+		for _, offset := range offsets {
+			v.report.faultf(ledger.InputGap, "partition %d, offset %d of the events topic has no leaf, and later records have", g.partition, offset)
+		}
+	}
+	return nil
+}
+
+// known says which of some keyed ids have a leaf: a second record of one is a retry.
+func (s *store) known(ctx context.Context, ids map[[16]byte][]uint64) (map[[16]byte]bool, error) {
+	known := map[[16]byte]bool{}
+	var list []string
+	for id := range ids {
+		if id != [16]byte{} {
+			list = append(list, sql(id[:]))
+		}
+	}
+	if len(list) == 0 {
+		return known, nil
+	}
+	found := proto.ColFixedStr{Size: 16}
+	text := "SELECT DISTINCT id FROM leaves WHERE id IN (" + strings.Join(list, ",") + ")"
+	err := s.query(ctx, text, proto.Results{{Name: "id", Data: &found}}, func(rows int) error {
+		for i := range rows {
+			known[[16]byte(found.Row(i))] = true
+		}
+		return nil
+	})
+	return known, err
+}
+
+func deadKey(topic, partition, offset string) string { return topic + " " + partition + " " + offset }
+
+// deadLetters reads where the records on the dlq came from.
+func (g *gaps) deadLetters(ctx context.Context) (map[string]bool, error) {
+	dead := map[string]bool{}
+	topic := g.tables.Kafka.Topic(schemas.TopicDLQ)
+	adm := kadm.NewClient(g.client)
+	starts, err := adm.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(starts.Error(), ends.Error())
+	ends.Each(func(end kadm.ListedOffset) {
+		start, ok := starts.Lookup(topic, end.Partition)
+		if err != nil || !ok {
+			return
+		}
+		err = g.read(ctx, schemas.TopicDLQ, end.Partition, start.Offset, end.Offset, func(r *kgo.Record) {
+			var from, partition, offset string
+			for _, h := range r.Headers {
+				switch h.Key {
+				case schemas.DLQHeaderTopic:
+					from = string(h.Value)
+				case schemas.DLQHeaderPartition:
+					partition = string(h.Value)
+				case schemas.DLQHeaderOffset:
+					offset = string(h.Value)
+				}
+			}
+			dead[deadKey(from, partition, offset)] = true
+		})
+	})
+	return dead, err
+}
+
+// read calls each with the committed records of a partition from an offset to below another.
+func (g *gaps) read(ctx context.Context, topic string, partition int32, from, to int64, each func(*kgo.Record)) error {
+	if from >= to {
+		return nil
+	}
+	opts, err := g.tables.Kafka.Options(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	name := g.tables.Kafka.Topic(topic)
+	client, err := kgo.NewClient(append(opts,
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: {partition: kgo.NewOffset().At(from)}}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.FetchMaxBytes(8<<20),
+	)...)
+	if err != nil {
+		return fmt.Errorf("opening kafka: %w", err)
+	}
+	defer client.Close()
+	for next := from; next < to; {
+		waiting, cancel := context.WithTimeout(ctx, kafkaWait)
+		fetches := client.PollFetches(waiting)
+		cancel()
+		if err := fetches.Err(); err != nil {
+			return fmt.Errorf("partition %d of %s at offset %d: %w", partition, name, next, err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			next = r.Offset + 1
+			if r.Offset < to && !r.Attrs.IsControl() {
+				each(r)
+			}
+		})
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+// Package verify checks an installation's ledger from outside: a proof bundle, everything that the API serves, or the operator's own
+// ClickHouse. It believes nobody but the keys and witnesses of a trust file and what it has verified before (ADR 0012); every
+// hash is recomputed from content. It only reads.
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// Exit codes of `immutable verify`.
+const (
+	ExitVerified   = 0 // at the demanded level
+	ExitTampered   = 1 // tampering is proven
+	ExitUndecided  = 2 // data or proof is missing, or withheld
+	ExitUsage      = 3 // what was asked for cannot be read
+	ExitNotTrusted = 4 // no believed key has signed, or too few witnesses
+)
+
+// maxNotes bounds each list of a report but the faults.
+const maxNotes = 1000
+
+// Levels of a verified result.
+const (
+	// TamperEvident: enough witnesses of the trust file have seen the checkpoint.
+	TamperEvident = "tamper-evident"
+	// TamperDetecting: only the log's own key was checked. Its holder can show another history to somebody else.
+	TamperDetecting = "tamper-detecting"
+)
+
+// A Report is what one run has found.
+type Report struct {
+	// Verified is ExitCode() == ExitVerified, and Level then what that is worth.
+	Verified bool   `json:"verified"`
+	Level    string `json:"level,omitempty"`
+	// Exit is the exit code.
+	Exit int `json:"exit"`
+	// Subject says what was verified.
+	Subject string `json:"subject"`
+	// Checkpoint is the one that was believed; nil where there is none.
+	Checkpoint *CheckpointReport `json:"checkpoint,omitzero"`
+	// Faults are the findings, the first Config.MaxFaults of them; Found counts all, by verdict. Redacted and UnsealedTail are no faults.
+	Faults []*ledger.Fault           `json:"faults"`
+	Found  map[ledger.Verdict]uint64 `json:"found"`
+	// Undecided says what could not be read, NotChecked what was left out, and Notes what else there is to know.
+	Undecided  []string `json:"undecided"`
+	NotChecked []string `json:"not_checked"`
+	Notes      []string `json:"notes"`
+	// Chains, Leaves and Entries of the root log that were recomputed, and Epochs whose map was.
+	Chains  uint64 `json:"chains"`
+	Leaves  uint64 `json:"leaves"`
+	Entries uint64 `json:"log_entries"`
+	Epochs  uint64 `json:"epochs"`
+	// Memory is the file that the checkpoint was compared with and is remembered in; empty where there was none.
+	Memory string `json:"memory,omitempty"`
+	// Evidence are the files that prove a fork.
+	Evidence []string `json:"evidence,omitempty"`
+
+	mu        sync.Mutex
+	maxFaults int
+	content   bool // leaves were recomputed from their content
+	witnessed bool
+}
+
+// CheckpointReport is a believed checkpoint.
+type CheckpointReport struct {
+	Origin    string      `json:"origin"`
+	Size      uint64      `json:"size"`
+	Root      ledger.Hash `json:"root"`
+	Key       string      `json:"key"`
+	Witnesses []string    `json:"witnesses"`
+	// Epoch is the entry of the root log that everything was compared with, and EpochTime when it was made.
+	Epoch     uint64    `json:"epoch"`
+	EpochTime time.Time `json:"epoch_time,omitzero"`
+}
+
+func newReport(subject string, maxFaults int) *Report {
+	return &Report{
+		Subject: subject, Faults: []*ledger.Fault{}, Found: map[ledger.Verdict]uint64{}, Undecided: []string{}, NotChecked: []string{},
+		Notes: []string{}, maxFaults: maxFaults,
+	}
+}
+
+// fault takes a finding. It may be called from several goroutines.
+func (r *Report) fault(f *ledger.Fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Found[f.Verdict]++
+	if len(r.Faults) < r.maxFaults {
+		r.Faults = append(r.Faults, f)
+	}
+}
+
+// faultf takes a finding that is in no chain.
+func (r *Report) faultf(verdict ledger.Verdict, format string, args ...any) {
+	r.fault(&ledger.Fault{Verdict: verdict, Detail: fmt.Sprintf(format, args...)})
+}
+
+func (r *Report) undecided(format string, args ...any) { r.note(&r.Undecided, format, args...) }
+
+func (r *Report) notChecked(format string, args ...any) { r.note(&r.NotChecked, format, args...) }
+
+func (r *Report) notef(format string, args ...any) { r.note(&r.Notes, format, args...) }
+
+func (r *Report) note(to *[]string, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(*to) < maxNotes {
+		*to = append(*to, fmt.Sprintf(format, args...))
+	}
+}
+
+// found counts the findings of some verdicts.
+func (r *Report) found(verdicts ...ledger.Verdict) (n uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range verdicts {
+		n += r.Found[v]
+	}
+	return n
+}
+
+// exitOf says what one finding makes of the whole: ExitVerified where it is no fault.
+func exitOf(v ledger.Verdict) int {
+	switch v {
+	case ledger.Redacted, ledger.UnsealedTail:
+		return ExitVerified
+	case ledger.Withheld, ledger.Stale:
+		return ExitUndecided
+	case ledger.WrongKey, ledger.KeyOutOfRange, ledger.QuorumNotMet:
+		return ExitNotTrusted
+	default:
+		return ExitTampered
+	}
+}
+
+// tampered says whether tampering is proven so far.
+func (r *Report) tampered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for v := range r.Found {
+		if exitOf(v) == ExitTampered {
+			return true
+		}
+	}
+	return false
+}
+
+// finish draws the conclusion. Proven tampering goes before a checkpoint that is not believed, and that before what is not known.
+func (r *Report) finish() *Report {
+	codes := map[int]bool{}
+	for v := range r.Found {
+		codes[exitOf(v)] = true
+	}
+	switch {
+	case codes[ExitTampered]:
+		r.Exit = ExitTampered
+	case codes[ExitNotTrusted]:
+		r.Exit = ExitNotTrusted
+	case codes[ExitUndecided], len(r.Undecided) > 0, r.Checkpoint == nil, !r.content:
+		r.Exit = ExitUndecided
+	}
+	r.Verified = r.Exit == ExitVerified
+	if r.Verified {
+		r.Level = TamperDetecting
+		if r.witnessed {
+			r.Level = TamperEvident
+		}
+	}
+	slices.SortStableFunc(r.Faults, compareFaults)
+	return r
+}
+
+// compareFaults orders findings by chain and sequence, those of no chain first.
+func compareFaults(a, b *ledger.Fault) int {
+	switch {
+	case a.Chain == nil || b.Chain == nil:
+		if (a.Chain == nil) != (b.Chain == nil) {
+			if a.Chain == nil {
+				return -1
+			}
+			return 1
+		}
+	case *a.Chain != *b.Chain:
+		return slices.Compare(a.Chain[:], b.Chain[:])
+	}
+	switch {
+	case a.Sequence == nil || b.Sequence == nil:
+		return 0
+	default:
+		return cmp.Compare(*a.Sequence, *b.Sequence)
+	}
+}
+
+// Text writes the report for people.
+func (r *Report) Text() string {
+	var b strings.Builder
+	for _, f := range r.Faults {
+		fmt.Fprintln(&b, f)
+	}
+	if listed, all := uint64(len(r.Faults)), r.total(); all > listed {
+		fmt.Fprintf(&b, "... and %d findings more\n", all-listed)
+	}
+	section(&b, "undecided", r.Undecided)
+	section(&b, "not checked", r.NotChecked)
+	section(&b, "note", r.Notes)
+	for _, path := range r.Evidence {
+		fmt.Fprintf(&b, "evidence: %s\n", path)
+	}
+	if c := r.Checkpoint; c != nil {
+		fmt.Fprintf(&b, "checkpoint: %s size %d root %s\n  signed by %s, witnesses: %d", c.Origin, c.Size, hex(c.Root), c.Key, len(c.Witnesses))
+		for _, w := range c.Witnesses {
+			fmt.Fprintf(&b, "\n  %s", w)
+		}
+		if !c.EpochTime.IsZero() {
+			fmt.Fprintf(&b, "\n  epoch %d of %s", c.Epoch, c.EpochTime.UTC().Format(time.RFC3339))
+		}
+		b.WriteByte('\n')
+	}
+	memory := r.Memory
+	if memory == "" {
+		memory = "none: a rollback or a fork between two runs cannot be seen"
+	}
+	fmt.Fprintf(&b, "memory: %s\n", memory)
+	fmt.Fprintf(&b, "chains: %d, leaves: %d, entries of the root log: %d, epochs: %d\n", r.Chains, r.Leaves, r.Entries, r.Epochs)
+	fmt.Fprintf(&b, "%s: %s\n", r.conclusion(), r.Subject)
+	return b.String()
+}
+
+func hex(h ledger.Hash) string { return fmt.Sprintf("%x", h[:]) }
+
+func section(b *strings.Builder, name string, lines []string) {
+	for _, line := range lines {
+		fmt.Fprintf(b, "%s: %s\n", name, line)
+	}
+}
+
+func (r *Report) total() (n uint64) {
+	for _, count := range r.Found {
+		n += count
+	}
+	return n
+}
+
+func (r *Report) conclusion() string {
+	switch r.Exit {
+	case ExitVerified:
+		return "VERIFIED (" + r.Level + ")"
+	case ExitTampered:
+		return "TAMPERING PROVEN"
+	case ExitNotTrusted:
+		return "NOT TRUSTED"
+	default:
+		return "NOT DECIDED"
+	}
+}
