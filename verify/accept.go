@@ -199,11 +199,15 @@ func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedC
 		return nil
 	}
 	head, ok := r.replay.states[r.Size]
-	if !ok {
+	if !ok || r.replay.epochs.newest == nil {
 		return nil
 	}
+	epoch, err := r.replay.epochs.newest.Encode()
+	if err != nil {
+		return err
+	}
 	l := &rememberedLog{
-		Checkpoint: string(r.Signed), Range: head.Range, LastHash: head.LastLeafHash, Keys: r.replay.keyEntries,
+		Checkpoint: string(r.Signed), Range: head.Range, LastHash: head.LastLeafHash, Keys: r.replay.keyEntries, Epoch: string(epoch),
 		Chains: map[ledger.ChainID]rememberedChain{},
 	}
 	if r.remembered != nil {

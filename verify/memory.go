@@ -35,13 +35,16 @@ type rememberedLog struct {
 	Range    []ledger.Hash `json:"range"`
 	LastHash ledger.Hash   `json:"last_hash"`
 	Keys     []string      `json:"keys"`
+	// Epoch is the newest epoch's entry.
+	Epoch string `json:"epoch"`
 	// Chains by id, as they were recomputed then.
 	Chains map[ledger.ChainID]rememberedChain `json:"chains"`
 }
 
 type rememberedChain struct {
-	Size uint64      `json:"size"`
-	Root ledger.Hash `json:"root"`
+	Workspace ledger.Hex16 `json:"workspace"`
+	Size      uint64       `json:"size"`
+	Root      ledger.Hash  `json:"root"`
 }
 
 // loadMemory reads a memory file; one that is not there is empty.
@@ -89,6 +92,9 @@ func (l *rememberedLog) check(origin string) error {
 	}
 	if _, err := keyHistory(origin, l.Keys); err != nil {
 		return err
+	}
+	if e, err := ledger.ParseEntry([]byte(l.Epoch)); err != nil || e.Epoch == nil {
+		return errors.New("its newest epoch cannot be read")
 	}
 	return nil
 }

@@ -174,7 +174,20 @@ func (r *Report) finish() *Report {
 		}
 	}
 	slices.SortStableFunc(r.Faults, compareFaults)
+	r.Faults = slices.CompactFunc(r.Faults, func(a, b *ledger.Fault) bool {
+		same := sameFault(a, b)
+		if same {
+			r.Found[a.Verdict]--
+		}
+		return same
+	})
 	return r
+}
+
+// sameFault: two checks have found the same at one leaf.
+func sameFault(a, b *ledger.Fault) bool {
+	return a.Verdict == b.Verdict && a.Chain != nil && b.Chain != nil && *a.Chain == *b.Chain && a.Sequence != nil && b.Sequence != nil &&
+		*a.Sequence == *b.Sequence && a.Last == nil && b.Last == nil && a.EventID == b.EventID && a.Verdict != ledger.Duplicate
 }
 
 // compareFaults orders findings by chain and sequence, those of no chain first.
@@ -214,7 +227,7 @@ func (r *Report) Text() string {
 		fmt.Fprintf(&b, "evidence: %s\n", path)
 	}
 	if c := r.Checkpoint; c != nil {
-		fmt.Fprintf(&b, "checkpoint: %s size %d root %s\n  signed by %s, witnesses: %d", c.Origin, c.Size, hex(c.Root), c.Key, len(c.Witnesses))
+		fmt.Fprintf(&b, "checkpoint: %s size %d root %x\n  signed by %s, witnesses: %d", c.Origin, c.Size, c.Root, c.Key, len(c.Witnesses))
 		for _, w := range c.Witnesses {
 			fmt.Fprintf(&b, "\n  %s", w)
 		}
@@ -232,8 +245,6 @@ func (r *Report) Text() string {
 	fmt.Fprintf(&b, "%s: %s\n", r.conclusion(), r.Subject)
 	return b.String()
 }
-
-func hex(h ledger.Hash) string { return fmt.Sprintf("%x", h[:]) }
 
 func section(b *strings.Builder, name string, lines []string) {
 	for _, line := range lines {

@@ -77,6 +77,11 @@ func (p *replay) from(l *rememberedLog, size uint64) error {
 		return err
 	}
 	p.keys, p.keyEntries = keys, slices.Clone(l.Keys)
+	newest, err := ledger.ParseEntry([]byte(l.Epoch))
+	if err != nil {
+		return err
+	}
+	p.epochs.newest, p.last, p.time = newest, newest.Epoch, newest.Time
 	p.head = ledger.Head{Size: size, LastLeafHash: l.LastHash, Range: slices.Clone(l.Range)}
 	p.reached()
 	return nil

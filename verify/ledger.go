@@ -1,0 +1,456 @@
+package verify
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// Ledger verifies everything that the API serves to the holder of an API key: each leaf of the workspace's chains, with its content, against the chain's
+// tree, the chains against the newest epoch's map, that against the root log and its signed checkpoint, and the whole root log. The error says that nothing could be
+// verified at all.
+func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	api = api.withDefaults()
+	if err := api.Validate(); err != nil {
+		return nil, err
+	}
+	m, err := loadMemory(cfg.MemoryFile)
+	if err != nil {
+		return nil, err
+	}
+	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api)}
+	defer v.client.close()
+	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m}
+	if err := v.run(ctx); err != nil {
+		return nil, err
+	}
+	return v.report.finish(), nil
+}
+
+// apiVerifier is one run of Ledger.
+type apiVerifier struct {
+	*acceptance
+
+	cfg    *Config
+	report *Report
+	client *client
+}
+
+// chainsAnswer is the answer of GET /ledger/chains.
+type chainsAnswer struct {
+	Data struct {
+		Epoch    string             `json:"epoch"`
+		LogProof string             `json:"log_proof"`
+		Keys     []ledger.BundleKey `json:"keys"`
+		Chains   []apiChain         `json:"chains"`
+	} `json:"data"`
+}
+
+// apiChain is a chain as the answer states it.
+type apiChain struct {
+	Workspace   ledger.Hex16    `json:"workspace"`
+	Incarnation ledger.Hex16    `json:"incarnation"`
+	Lane        uint32          `json:"lane"`
+	Lanes       uint32          `json:"lanes"`
+	Chain       ledger.ChainID  `json:"chain"`
+	Size        uint64          `json:"size"`
+	Root        ledger.Hash     `json:"root"`
+	Map         ledger.MapProof `json:"map"`
+}
+
+func (c *apiChain) identity() ledger.ChainIdentity {
+	return ledger.ChainIdentity{Workspace: c.Workspace, Incarnation: c.Incarnation, Lane: c.Lane, Lanes: c.Lanes}
+}
+
+const maxCheckpointBytes = 256 << 10
+
+// run goes through the checks; each writes what it finds into the report.
+func (v *apiVerifier) run(ctx context.Context) error {
+	newest, err := v.client.bytes(ctx, "/ledger/checkpoint", maxCheckpointBytes)
+	if err != nil {
+		return v.unanswered(err)
+	}
+	text, err := v.client.bytes(ctx, "/ledger/chains", v.client.MaxAnswerBytes)
+	if err != nil {
+		return v.unanswered(err)
+	}
+	var answer chainsAnswer
+	if err := json.Unmarshal(text, &answer); err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %v", err)
+		return nil
+	}
+	a, epoch, err := v.checkpoint(ctx, newest, &answer)
+	if err != nil {
+		return v.unanswered(err)
+	}
+	if a == nil {
+		return nil
+	}
+	results, err := v.verifyChains(ctx, a, epoch, answer.Data.Chains)
+	if err != nil {
+		return err
+	}
+	v.checkForgotten(a.remembered, results)
+	v.checkLanes(answer.Data.Chains)
+	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
+	return v.remember(a, remembered(results))
+}
+
+// unanswered makes an answer that does not come a verification that is not decided, unless it was ended.
+func (v *apiVerifier) unanswered(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	v.report.undecided("%v", err)
+	return nil
+}
+
+// checkpoint accepts the checkpoint that the chains are proven by. It returns nil where none is believed.
+func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *chainsAnswer) (*accepted, *ledger.Entry, error) {
+	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: log proof: %v", err)
+		return nil, nil, nil
+	}
+	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: log proof: %v", err)
+		return nil, nil, nil
+	}
+	other, err := ledger.ParseCheckpoint(newest)
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/checkpoint: %v", err)
+		return nil, nil, nil
+	}
+	epoch := v.checkEpoch(answer.Data.Epoch, p.Index, p.Hashes, stated)
+	keys, ok := v.checkKeys(answer.Data.Keys, stated)
+	if epoch == nil || !ok {
+		return nil, nil, nil
+	}
+	v.sizes = []uint64{other.Size}
+	a, err := v.accept(ctx, p.Checkpoint, keys, &logTiles{v.client, stated.Size})
+	if err != nil || a == nil {
+		return nil, nil, err
+	}
+	v.checkOther(a, other, newest)
+	v.checkNewest(a, epoch)
+	return a, epoch, nil
+}
+
+// checkEpoch: the epoch is in the root log that the checkpoint states.
+func (v *apiVerifier) checkEpoch(text string, index uint64, path [][32]byte, stated *ledger.Checkpoint) *ledger.Entry {
+	e, err := ledger.ParseEntry([]byte(text))
+	if err == nil && (e.Epoch == nil || e.Index != index) {
+		err = fmt.Errorf("%w: it is not the epoch at index %d", ledger.ErrEntry, index)
+	}
+	if err == nil {
+		hashes := make([]ledger.Hash, len(path))
+		for i := range path {
+			hashes[i] = path[i]
+		}
+		err = ledger.VerifyInclusion(ledger.EntryHash([]byte(text)), index, stated.Size, hashes, stated.Root)
+	}
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: epoch: %v", err)
+		return nil
+	}
+	return e
+}
+
+// checkKeys: the key changes are in the root log that the checkpoint states.
+func (v *apiVerifier) checkKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys ledger.KeyHistory, ok bool) {
+	if len(stated) > maxKeyChanges {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %d key changes, at most %d are read", len(stated), maxKeyChanges)
+		return nil, false
+	}
+	for _, k := range stated {
+		e, err := ledger.ParseEntry([]byte(k.Entry))
+		if err == nil {
+			err = ledger.VerifyInclusion(ledger.EntryHash([]byte(k.Entry)), e.Index, checkpoint.Size, k.Path, checkpoint.Root)
+		}
+		if err == nil {
+			err = keys.Append(checkpoint.Origin, e)
+		}
+		if err != nil {
+			v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: key change: %v", err)
+			return nil, false
+		}
+	}
+	return keys, true
+}
+
+// checkOther compares the checkpoint that GET /ledger/checkpoint answers with the one that the chains are proven by.
+func (v *apiVerifier) checkOther(a *accepted, other *ledger.Checkpoint, signed []byte) {
+	root, known := a.replay.roots[other.Size]
+	if other.Size == a.Size {
+		root, known = a.Root, true
+	}
+	switch {
+	case other.Origin != a.Origin:
+		v.report.faultf(ledger.CrossChain, "GET /ledger/checkpoint: it is of log %q, the chains are of %q", other.Origin, a.Origin)
+	case other.Size > a.Size:
+		v.report.notef("GET /ledger/checkpoint is of size %d already, the chains are proven by that of size %d", other.Size, a.Size)
+	case known && root != other.Root:
+		opened, f := v.cfg.Trust.Open(signed, a.replay.keys, v.cfg.Now)
+		if f != nil && f.Verdict != ledger.QuorumNotMet {
+			v.report.fault(f)
+			return
+		}
+		if opened == nil {
+			opened = &ledger.Opened{Checkpoint: *other, Signed: signed}
+		}
+		a.forked = true
+		detail := fmt.Sprintf("GET /ledger/checkpoint of size %d is not the beginning of the log of size %d", other.Size, a.Size)
+		v.report.faultf(ledger.Forked, "%s", detail)
+		v.keepEvidence(string(a.Signed), opened, detail)
+	}
+}
+
+// checkNewest: the chains are proven by the newest epoch that the checkpoint covers.
+func (v *apiVerifier) checkNewest(a *accepted, epoch *ledger.Entry) {
+	if newest := a.replay.epochs.newest; newest != nil && newest.Index != epoch.Index {
+		v.report.faultf(ledger.Stale, "the chains are proven by epoch %d, the checkpoint covers epoch %d", epoch.Index, newest.Index)
+	}
+	v.report.Checkpoint.Epoch, v.report.Checkpoint.EpochTime = epoch.Index, epoch.Time
+}
+
+// checkChain: the chain's id is that of its workspace, and the epoch's map has its size and root.
+func (v *apiVerifier) checkChain(c *apiChain, epoch *ledger.Entry) bool {
+	identity := c.identity()
+	if identity.Chain() != c.Chain || c.Lane >= c.Lanes {
+		v.chainFault(ledger.CrossChain, c, "it is not that of workspace %x, incarnation %x, lane %d of %d", c.Workspace, c.Incarnation, c.Lane, c.Lanes)
+		return false
+	}
+	if err := c.Map.VerifyPresent(c.Chain, c.Size, c.Root, epoch.Epoch.MapRoot); err != nil {
+		v.chainFault(ledger.InvalidProof, c, "it is not in the epoch's map at size %d: %v", c.Size, err)
+		return false
+	}
+	return true
+}
+
+func (v *apiVerifier) chainFault(verdict ledger.Verdict, c *apiChain, format string, args ...any) {
+	v.report.fault(&ledger.Fault{Verdict: verdict, Chain: &c.Chain, Detail: fmt.Sprintf(format, args...)})
+}
+
+// verifyChains recomputes all chains that the epoch is proven to hold.
+func (v *apiVerifier) verifyChains(ctx context.Context, a *accepted, epoch *ledger.Entry, chains []apiChain) ([]*chainResult, error) {
+	run := &chainRun{cfg: v.cfg, report: v.report}
+	var jobs []*chainJob
+	seen := map[ledger.ChainID]bool{}
+	for i := range chains {
+		c := &chains[i]
+		if seen[c.Chain] || !v.checkChain(c, epoch) {
+			continue
+		}
+		seen[c.Chain] = true
+		run.expected += c.Size
+		job := &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c}).leaves}
+		if m, ok := memoryMark(a.remembered, c.Chain); ok && m.Size <= c.Size {
+			job.marks = append(job.marks, m)
+		} else if ok {
+			v.chainFault(ledger.RolledBack, c, "it has %d leaves, it had %d when it was verified before", c.Size, m.Size)
+		}
+		job.marks = append(job.marks, ledger.Mark{Size: c.Size, Want: &c.Root, Covered: epoch.Time})
+		jobs = append(jobs, job)
+	}
+	results, err := run.verifyAll(ctx, jobs)
+	for _, r := range results {
+		if r.err != nil {
+			continue
+		}
+		r.verifier.Conclude(ledger.RootUnknown)
+		if covered := r.marks[len(r.marks)-1].Size; r.counts.Size > covered {
+			first, last := covered, r.counts.Size-1
+			v.report.fault(&ledger.Fault{
+				Verdict: ledger.UnsealedTail, Chain: &r.id, Sequence: &first, Last: &last, Detail: "no signed epoch covers the leaves yet",
+			})
+		}
+	}
+	if len(results) > 0 {
+		v.report.Epochs = 1
+	}
+	return results, err
+}
+
+// checkForgotten: a chain of the workspace that was verified before is still there.
+func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult) {
+	if old == nil {
+		return
+	}
+	here, workspaces := map[ledger.ChainID]bool{}, map[[16]byte]bool{}
+	for _, r := range results {
+		here[r.id], workspaces[r.identity.Workspace] = true, true
+	}
+	for id, c := range old.Chains {
+		if workspaces[c.Workspace] && !here[id] {
+			v.report.fault(&ledger.Fault{
+				Verdict: ledger.RolledBack, Chain: &id,
+				Detail: fmt.Sprintf("it had %d leaves when it was verified before, and is not there any more", c.Size),
+			})
+		}
+	}
+}
+
+// checkLanes says of which lanes nothing was shown.
+func (v *apiVerifier) checkLanes(chains []apiChain) {
+	if len(chains) == 0 {
+		v.report.undecided("the API shows no chain: nothing proves that the workspace has none")
+		return
+	}
+	shown := map[uint32]bool{}
+	for i := range chains {
+		shown[chains[i].Lane] = true
+		if chains[i].Workspace != chains[0].Workspace || chains[i].Incarnation != chains[0].Incarnation || chains[i].Lanes != chains[0].Lanes {
+			v.chainFault(ledger.CrossChain, &chains[i], "it is of another workspace than chain %x", chains[0].Chain)
+		}
+	}
+	if n := int(chains[0].Lanes) - len(shown); n > 0 {
+		v.report.notChecked("%d of %d lanes of the workspace, of which the API shows no chain: nothing proves that they have none", n, chains[0].Lanes)
+	}
+}
+
+// chainPages reads one chain from the API, page by page.
+type chainPages struct {
+	*client
+
+	chain *apiChain
+}
+
+// leafLine is a line of GET /ledger/leaves: a leaf, or the last one.
+type leafLine struct {
+	ledger.BundleLeaf
+
+	LeafHash        *ledger.Hash `json:"leaf_hash"`
+	Node            string       `json:"node"`
+	Lanes           *uint32      `json:"lanes"`
+	LedgerPartition uint16       `json:"ledger_partition"`
+	LedgerOffset    uint64       `json:"ledger_offset"`
+
+	Next *uint64 `json:"next"`
+	More *bool   `json:"more"`
+}
+
+var errCutOff = errors.New("the answer was cut off")
+
+// leaves implements chainJob.leaves.
+func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error {
+	for from := uint64(0); ; {
+		page, err := p.page(ctx, from)
+		if err != nil {
+			return err
+		}
+		if len(page.batch.leaves)+len(page.batch.faults) > 0 {
+			if err := each(&page.batch); err != nil {
+				return err
+			}
+		}
+		switch {
+		case !page.more:
+			return nil
+		case page.next <= from:
+			return fmt.Errorf("leaves from sequence %d: %w: the next page would begin at %d", from, errAnswer, page.next)
+		}
+		from = page.next
+	}
+}
+
+type leafPage struct {
+	batch batch
+	lines []leafLine // without bodies
+	next  uint64
+	more  bool
+	ended bool
+}
+
+// page reads one page.
+func (p *chainPages) page(ctx context.Context, from uint64) (*leafPage, error) {
+	page := new(leafPage)
+	path := fmt.Sprintf("/ledger/leaves?chain=%x&from=%d&limit=%d", p.chain.Chain, from, p.LeavesPerRequest)
+	err := p.lines(ctx, path, func() { *page = leafPage{} }, func(text []byte) error {
+		return p.line(page, text)
+	}, func() error {
+		if !page.ended {
+			return errCutOff
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	page.batch.check = func(_ *checker, i int) *ledger.Fault { return p.checkStated(&page.lines[i], &page.batch.leaves[i]) }
+	return page, nil
+}
+
+// line takes one line.
+func (p *chainPages) line(page *leafPage, text []byte) error {
+	var l leafLine
+	if err := json.Unmarshal(text, &l); err != nil {
+		return fmt.Errorf("%w: a line of leaves: %w", errAnswer, err)
+	}
+	switch {
+	case page.ended:
+		return fmt.Errorf("%w: a line follows the last one", errAnswer)
+	case l.Next != nil && l.More != nil:
+		page.next, page.more, page.ended = *l.Next, *l.More, true
+		return nil
+	case len(page.lines) == p.LeavesPerRequest:
+		return fmt.Errorf("%w: more than %d leaves", errAnswer, p.LeavesPerRequest)
+	}
+	stated, err := l.Leaf()
+	if err != nil {
+		page.batch.faults = append(page.batch.faults, &ledger.Fault{
+			Verdict: ledger.Modified, Chain: &l.Chain, Sequence: &l.Sequence, EventID: l.ID, Detail: fmt.Sprintf("%v", err),
+		})
+		return nil
+	}
+	s := ledger.StoredLeaf{Leaf: *stated, LedgerOffset: l.LedgerOffset, Body: []byte(l.Body), Disclosure: l.Disclosure}
+	if l.LeafHash != nil {
+		s.Hash = *l.LeafHash
+	}
+	node, err := hex.DecodeString(l.Node)
+	if err == nil {
+		s.Node, err = hashes(node)
+	}
+	if err != nil {
+		page.batch.faults = append(page.batch.faults, leafFault(ledger.Modified, stated, "node: %v", err))
+	}
+	if l.Seed != nil {
+		s.Seed = *l.Seed
+	}
+	if l.Body != "" && l.Disclosure != nil {
+		page.batch.faults = append(page.batch.faults, leafFault(ledger.Modified, stated, "it has a body and a disclosure"))
+	}
+	l.Body, l.Disclosure = "", nil
+	page.lines, page.batch.leaves = append(page.lines, l), append(page.batch.leaves, s)
+	return nil
+}
+
+// checkStated compares what a line states besides its content with what that comes to.
+func (p *chainPages) checkStated(l *leafLine, s *ledger.StoredLeaf) *ledger.Fault {
+	c := p.chain
+	if l.Workspace != c.Workspace || l.Incarnation != c.Incarnation || l.Lane != c.Lane {
+		return leafFault(ledger.CrossChain, &s.Leaf, "it is of workspace %x, incarnation %x, lane %d", l.Workspace, l.Incarnation, l.Lane)
+	}
+	if l.Lanes != nil && *l.Lanes != c.Lanes {
+		return leafFault(ledger.Modified, &s.Leaf, "it states %d lanes, the chain has %d", *l.Lanes, c.Lanes)
+	}
+	if s.Kind == ledger.KindGenesis {
+		if g := ledger.Genesis(c.Workspace, c.Incarnation, c.Lane, c.Lanes, 0, 0); g.BodyRoot != l.BodyRoot {
+			return leafFault(ledger.Modified, &s.Leaf, "it states root %x, the chain's genesis has %x", l.BodyRoot, g.BodyRoot)
+		}
+		return nil
+	}
+	if root, n, err := s.ContentRoot(); err == nil && (root != l.BodyRoot || n != l.FieldCount) {
+		return leafFault(ledger.Modified, &s.Leaf, "its body gives root %x over %d fields, it states %x over %d", root, n, l.BodyRoot, l.FieldCount)
+	}
+	return nil
+}
