@@ -77,21 +77,26 @@ func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) *ledger.Opened 
 
 // recall compares a checkpoint with the one that was accepted before, as far as that can be done without the log.
 func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
-	old = a.memory.Logs[opened.Origin]
-	if old == nil {
-		if a.cfg.MemoryFile != "" {
-			a.report.notef("nothing is remembered of log %q: this checkpoint is the first that is accepted", opened.Origin)
-		}
+	old, size, fork = a.recallSame(opened)
+	switch {
+	case old == nil && a.cfg.MemoryFile != "":
+		a.report.notef("nothing is remembered of log %q: this checkpoint is the first that is accepted", opened.Origin)
+	case old != nil && opened.Size < size:
+		a.report.faultf(ledger.RolledBack, "the newest checkpoint has size %d, one of size %d was accepted before", opened.Size, size)
+	}
+	return old, size, fork
+}
+
+// recallSame compares a checkpoint with the one that was accepted before where both have one size.
+func (a *acceptance) recallSame(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
+	if old = a.memory.Logs[opened.Origin]; old == nil {
 		return nil, 0, false
 	}
 	before, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
 	if err != nil { // loadMemory has read it
 		return nil, 0, false
 	}
-	switch {
-	case opened.Size < before.Size:
-		a.report.faultf(ledger.RolledBack, "the newest checkpoint has size %d, one of size %d was accepted before", opened.Size, before.Size)
-	case opened.Size == before.Size && opened.Root != before.Root:
+	if opened.Size == before.Size && opened.Root != before.Root {
 		a.fork(old, opened, "two checkpoints of size %d have different roots", opened.Size)
 		return old, before.Size, true
 	}

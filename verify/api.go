@@ -26,7 +26,7 @@ type API struct {
 	Key string
 	// RequestTimeout of one request, answer included. Default 1 min.
 	RequestTimeout time.Duration
-	// Attempts for one request, the first included: of what is answered by 429 or 5xx, or cut off. Default 6.
+	// Attempts for one request, the first included: of what is answered by 429 or 5xx, or cut off. Default 4.
 	Attempts int
 	// Backoff before the second attempt, doubled for each after it up to 30 s; a Retry-After of the answer goes before it. Default 500 ms.
 	Backoff time.Duration
@@ -43,7 +43,7 @@ func (a API) withDefaults() API {
 		a.RequestTimeout = time.Minute
 	}
 	if a.Attempts == 0 {
-		a.Attempts = 6
+		a.Attempts = 4
 	}
 	if a.Backoff == 0 {
 		a.Backoff = 500 * time.Millisecond

@@ -23,11 +23,14 @@ type Tables struct {
 func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	m, err := loadMemory(cfg.MemoryFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if err := tables.ClickHouse.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	s := newStore(tables.ClickHouse, 2*cfg.Workers)
 	defer s.close()

@@ -17,15 +17,15 @@ import (
 func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	api = api.withDefaults()
 	if err := api.Validate(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	m, err := loadMemory(cfg.MemoryFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api)}
 	defer v.client.close()

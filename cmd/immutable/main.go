@@ -16,9 +16,10 @@ import (
 
 	"getimmutable.dev/immutable/internal/chdb"
 	"getimmutable.dev/immutable/internal/telemetry"
+	"getimmutable.dev/immutable/verify"
 )
 
-// Exit codes.
+// Exit codes; `verify` has its own.
 const (
 	exitFailure = 1
 	exitUsage   = 2
@@ -44,6 +45,7 @@ type cli struct {
 	Workspaces workspacesCmd `cmd:"" help:"Create, list, change or delete workspaces."`
 	Keys       keysCmd       `cmd:"" help:"Create, list or revoke API keys."`
 	NotaryKey  notaryKeyCmd  `cmd:"" help:"Create or rotate the key that signs checkpoints."`
+	Verify     verifyCmd     `cmd:"" help:"Verify events, the ledger or the tables, believing nobody but a trust file."`
 	Health     healthCmd     `cmd:"" help:"Ask a service on this machine whether it is ready: exit code 0 if so."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 
@@ -93,7 +95,11 @@ func run(args []string) int {
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		return fail(exitUsage, "error: %v\nimmutable --help lists the commands, and immutable COMMAND --help its flags.", err)
+		code := exitUsage
+		if args[0] == "verify" {
+			code = verify.ExitUsage
+		}
+		return fail(code, "error: %v\nimmutable --help lists the commands, and immutable COMMAND --help its flags.", err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -102,10 +108,11 @@ func run(args []string) int {
 	err = parsed.Run(&process{
 		stdout: os.Stdout, stderr: os.Stderr, logger: telemetry.NewLogger(os.Stderr, c.LogLevel),
 	})
-	if err != nil {
-		return fail(exitFailure, "%v", err)
+	code, told := exitOf(parsed.Command(), err)
+	if told {
+		return code
 	}
-	return 0
+	return fail(code, "%v", err)
 }
 
 // valueHelp shows the default too: kong leaves it out where there is a placeholder.

@@ -2,9 +2,13 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +19,8 @@ import (
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/devmode"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/verify"
 )
 
 func TestMain(m *testing.M) {
@@ -22,7 +28,8 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/script/*.txtar: what a user types, and what comes of it. In a script, `kafka` starts a broker
-// and sets KAFKA to its address, `started` waits for a file, `revoke` revokes a workspace's only key; LIBCHDB is the path of the embedded ClickHouse's library.
+// and sets KAFKA to its address, `started` waits for a file, `revoke` revokes a workspace's only key,
+// `ledger` serves a ledger; LIBCHDB is the path of the embedded ClickHouse's library.
 func TestScripts(t *testing.T) {
 	var library string
 	if !testing.Short() {
@@ -45,9 +52,45 @@ func TestScripts(t *testing.T) {
 				ts.Setenv("KAFKA", fake.ListenAddrs()[0])
 			},
 			"started": started,
+			"ledger":  startLedger,
+			"exits":   exits,
 			"key":     key,
 		},
 	})
+}
+
+// startLedger serves a ledger as the API does, and sets LEDGER to its URL. It writes the trust files log and stranger, and proof.json, the proof of an
+// event with a redaction.
+func startLedger(ts *testscript.TestScript, _ bool, _ []string) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1)
+	l.Events(c, 30)
+	l.Redact(c, 7, "/metadata/old_value")
+	l.Epoch()
+	bundle, err := l.Bundle(c, 7)
+	ts.Check(err)
+	text, err := bundle.Encode()
+	ts.Check(err)
+	for name, content := range map[string]string{
+		"proof.json": string(text), "log": l.Key().Verifier(), "stranger": ledgertest.NewKey(ledgertest.Origin, 9).Verifier(),
+	} {
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(content), 0o600))
+	}
+	server := httptest.NewServer(&ledgertest.Server{Ledger: l, Workspace: ledgertest.Workspace(1)})
+	ts.Defer(server.Close)
+	ts.Setenv("LEDGER", server.URL)
+}
+
+// exits runs a command that ends with an exit code, as in `exits 3 immutable verify`.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, %v", code, err)
+	}
 }
 
 // started waits for a file: `up` writes up.json when it serves.
@@ -114,6 +157,8 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"frobnicate"}, exitUsage},
 		{[]string{"up", "--frobnicate"}, exitUsage},
 		{[]string{"topics", "check", "--config", "missing.yaml"}, exitUsage},
+		{[]string{"verify", "frobnicate"}, verify.ExitUsage},
+		{[]string{"verify", "event", "--trust=missing", "--no-memory", "missing"}, verify.ExitUsage},
 	} {
 		if got := run(tc.args); got != tc.want {
 			t.Errorf("%v: exit code %d, want %d", tc.args, got, tc.want)

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/verify"
+)
+
+type verifyCmd struct {
+	Event      verifyEventCmd      `cmd:"" help:"Verify the proof of one event, offline."`
+	Ledger     verifyLedgerCmd     `cmd:"" help:"Verify everything that the API serves to an API key."`
+	ClickHouse verifyClickHouseCmd `cmd:"" name:"clickhouse" help:"Verify the operator's own tables, down to each column."`
+}
+
+// Help is shown by --help.
+func (verifyCmd) Help() string {
+	return "Believes nobody but the keys and witnesses of the trust file, and what it has verified before. Every hash is recomputed from content, each " +
+		"finding is named with its place, and what was not checked is listed. Exit code 0: verified; 1: tampering is proven; 2: not decided, as data " +
+		"or proof is missing or withheld; 3: usage; 4: no believed key has signed, or too few witnesses."
+}
+
+// verifyFlags are of all that verifies.
+type verifyFlags struct {
+	Trust    string `help:"File of what is believed, obtained in another way than the ledger: the log's verifier key, or a C2SP tlog-policy." placeholder:"FILE" required:""`
+	Memory   string `help:"File that remembers what was accepted: the next run must be consistent with it. Default: immutable/verify.json in the user's config folder." placeholder:"FILE"`
+	NoMemory bool   `help:"Remember nothing: a rollback or a fork between two runs is then not seen."`
+	Evidence string `help:"Folder that the two signed checkpoints of a fork are written to." default:"." placeholder:"DIR"`
+	JSON     bool   `name:"json" help:"Print JSON."`
+}
+
+// config reads what the flags name.
+func (f *verifyFlags) config() (verify.Config, error) {
+	cfg := verify.Config{Now: time.Now(), EvidenceDir: f.Evidence, MemoryFile: f.Memory}
+	text, err := readTrust(f.Trust)
+	if err != nil {
+		return cfg, fmt.Errorf("%w: reading the trust file: %w", verify.ErrUsage, err)
+	}
+	if cfg.Trust, err = ledger.ParseTrust(text); err != nil {
+		return cfg, fmt.Errorf("%w: %s: %w", verify.ErrUsage, f.Trust, err)
+	}
+	switch {
+	case f.NoMemory && f.Memory != "":
+		return cfg, fmt.Errorf("%w: --memory and --no-memory exclude one another", verify.ErrUsage)
+	case !f.NoMemory && f.Memory == "":
+		dir, err := os.UserConfigDir()
+		if err != nil {
+			return cfg, fmt.Errorf("%w: --memory or --no-memory is required: %w", verify.ErrUsage, err)
+		}
+		cfg.MemoryFile = filepath.Join(dir, "immutable", "verify.json")
+	}
+	return cfg, nil
+}
+
+// maxTrustBytes is far above what a policy needs.
+const maxTrustBytes = 1 << 20
+
+func readTrust(path string) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // the file that the user named
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxTrustBytes+1))
+	if err == nil && len(text) > maxTrustBytes {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxTrustBytes)
+	}
+	return text, err
+}
+
+// print prints a report, and returns its exit code as an error.
+func (f *verifyFlags) print(p *process, r *verify.Report, err error) error {
+	if err != nil {
+		return err
+	}
+	if f.JSON {
+		e := json.NewEncoder(p.stdout)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		err = e.Encode(r)
+	} else {
+		_, err = io.WriteString(p.stdout, r.Text())
+	}
+	if err != nil {
+		return fmt.Errorf("writing what was found: %w", err)
+	}
+	if r.Exit != verify.ExitVerified {
+		return &exitError{code: r.Exit}
+	}
+	return nil
+}
+
+type verifyEventCmd struct {
+	verifyFlags
+	MaxAge time.Duration `help:"Greatest age of the epoch that the proof is by; 0 for any."`
+	File   string        `arg:"" help:"The proof: what GET /events/{id}/proof answers."`
+}
+
+// Run prints what was found.
+func (c *verifyEventCmd) Run(p *process) error {
+	cfg, err := c.config()
+	if err != nil {
+		return err
+	}
+	cfg.MaxAge = c.MaxAge
+	r, err := verify.Event(cfg, c.File)
+	return c.print(p, r, err)
+}
+
+type verifyLedgerCmd struct {
+	verifyFlags
+	MaxAge time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
+	URL    string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
+	APIKey string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
+}
+
+// Run prints what was found.
+func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
+	cfg, err := c.config()
+	if err != nil {
+		return err
+	}
+	cfg.MaxAge, cfg.Progress = c.MaxAge, progress(p.stderr)
+	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
+	return c.print(p, r, err)
+}
+
+type verifyClickHouseCmd struct {
+	verifyFlags
+	kafkaFlags
+	MaxAge       time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
+	DSN          string        `name:"dsn" help:"ClickHouse on its native protocol; ?secure=true for TLS." placeholder:"clickhouse://USER:PASSWORD@HOST:PORT/DATABASE" required:""`
+	PasswordFile string        `name:"clickhouse-password-file" help:"File that holds the password instead." placeholder:"FILE"`
+	CA           string        `name:"clickhouse-tls-ca" help:"PEM file of the certificates to trust instead of the system's." placeholder:"FILE"`
+	Epochs       int           `help:"How many epochs of the past are recomputed, evenly spread." default:"64"`
+	Settle       time.Duration `help:"Time to wait for rows that the newest epoch covers and that are being written." default:"10s"`
+}
+
+// Run prints what was found.
+func (c *verifyClickHouseCmd) Run(ctx context.Context, p *process) error {
+	cfg, err := c.verifyFlags.config()
+	if err != nil {
+		return err
+	}
+	cfg.MaxAge, cfg.Epochs, cfg.Settle, cfg.Progress = c.MaxAge, c.Epochs, c.Settle, progress(p.stderr)
+	r, err := verify.ClickHouse(ctx, cfg, verify.Tables{
+		ClickHouse: clickhouse.Config{DSN: c.DSN, PasswordFile: c.PasswordFile, TLSCAFile: c.CA}, Kafka: c.kafkaFlags.config(),
+	})
+	return c.print(p, r, err)
+}
+
+// progressEvery is how often a terminal is told.
+const progressEvery = 200 * time.Millisecond
+
+// progress writes to a terminal how far a verification is; elsewhere it is nil.
+func progress(w io.Writer) func(leaves, of uint64) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return nil
+	}
+	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return nil
+	}
+	var last time.Time
+	return func(leaves, of uint64) {
+		if now := time.Now(); now.Sub(last) >= progressEvery || leaves >= of {
+			last = now
+			fmt.Fprintf(f, "\r%d of %d leaves", leaves, max(leaves, of))
+			if leaves >= of {
+				fmt.Fprintln(f)
+			}
+		}
+	}
+}
+
+// exitError ends the program with a code; what there is to say has been printed.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// exitOf returns the exit code that a subcommand's error means, and whether the user has been told.
+func exitOf(command string, err error) (code int, told bool) {
+	exit, isExit := errors.AsType[*exitError](err)
+	switch {
+	case err == nil:
+		return 0, true
+	case isExit:
+		return exit.code, true
+	case errors.Is(err, verify.ErrUsage):
+		return verify.ExitUsage, false
+	case strings.HasPrefix(command, "verify "):
+		return verify.ExitUndecided, false
+	default:
+		return exitFailure, false
+	}
+}
