@@ -82,11 +82,11 @@ type witnesses struct {
 	trust  *ledger.Trust
 	client *http.Client
 	logger *slog.Logger
-	asked  []*witness
+	asked  []*askedWitness
 }
 
-// witness is one of them. One call of cosign at a time uses it.
-type witness struct {
+// askedWitness is one of them. One call of cosign at a time uses it.
+type askedWitness struct {
 	ledger.Witness
 
 	url      string
@@ -133,7 +133,7 @@ func newWitnesses(cfg WitnessesConfig, reg prometheus.Registerer, logger *slog.L
 			return nil, fmt.Errorf("witnesses: URL of %.80q: want http or https, a host and a path", known.Label)
 		}
 		label := strings.ToValidUTF8(known.Label, "\uFFFD")
-		w.asked = append(w.asked, &witness{
+		w.asked = append(w.asked, &askedWitness{
 			Witness: known, url: strings.TrimSuffix(u.String(), "/") + "/add-checkpoint", label: label,
 			errors: failures.MustCurryWith(prometheus.Labels{"witness": label}), cosigned: cosigned.WithLabelValues(label),
 		})
@@ -171,7 +171,7 @@ func (w *witnesses) cosign(
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
 	defer cancel()
-	var asked []*witness
+	var asked []*askedWitness
 	_, signatures, _ := bytes.Cut(signed, []byte("\n\n"))
 	for _, x := range w.asked {
 		if _, err := x.Cosignature(signed, signatures, time.Now()); err != nil {
@@ -199,7 +199,7 @@ func (w *witnesses) cosign(
 }
 
 // observe logs the first of several failures, and the first success after them.
-func (x *witness) observe(ctx context.Context, logger *slog.Logger, size uint64, err error) {
+func (x *askedWitness) observe(ctx context.Context, logger *slog.Logger, size uint64, err error) {
 	var failed *witnessError
 	if errors.As(err, &failed) {
 		x.errors.WithLabelValues(failed.reason).Inc()
@@ -220,7 +220,7 @@ func (x *witness) observe(ctx context.Context, logger *slog.Logger, size uint64,
 // ask returns the line of one witness. Where that has cosigned another size than is known, it is asked once more from there.
 // Its errors are *witnessError.
 func (w *witnesses) ask(
-	ctx context.Context, x *witness, c *ledger.Checkpoint, signed []byte, prove func(context.Context, uint64) ([]ledger.Hash, error),
+	ctx context.Context, x *askedWitness, c *ledger.Checkpoint, signed []byte, prove func(context.Context, uint64) ([]ledger.Hash, error),
 ) ([]byte, error) {
 	for again := false; ; again = true {
 		request := ledger.AddCheckpoint{OldSize: min(x.size, c.Size), Checkpoint: signed}
