@@ -20,11 +20,13 @@ import (
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/telemetry"
+	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/processor"
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
 	"getimmutable.dev/immutable/sinks/rootlog"
+	"getimmutable.dev/immutable/witness"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/metrics.md")
@@ -67,6 +69,9 @@ var labels = map[string]string{
 	"immutable_rootlog_halted.reason":                         "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `fetch_failed`",
 	"immutable_rootlog_outage.system":                         "`kafka`, `clickhouse`",
 	"immutable_rootlog_rows_total.table":                      "`root_log`, `checkpoints`",
+	"immutable_witness_cosigned_entries.origin":               "logs of the trust file",
+	"immutable_witness_forks_total.origin":                    "logs of the trust file",
+	"immutable_witness_requests_total.code":                   "status codes of C2SP tlog-witness, and 408, 413, 500 and 503",
 }
 
 // described is a registerer that keeps what is registered.
@@ -115,6 +120,10 @@ func everyService(t *testing.T) *described {
 	_, err = rootlog.New(rootlog.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)
 	_, err = query.New(query.Config{ClickHouse: tables}, view, writer, reg, logger)
+	must(err)
+	trust, err := ledger.ParseTrust([]byte("example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"))
+	must(err)
+	_, err = witness.New(witness.Config{Dir: "x"}, nil, trust, reg, logger)
 	must(err)
 	telemetry.RegisterBuildInfo(reg)
 	return reg

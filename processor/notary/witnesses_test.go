@@ -248,7 +248,7 @@ func TestBadWitnesses(t *testing.T) {
 	signed := l.grow(9)
 	key, other := stranger(t, "bad.example"), stranger(t, "bad.example")
 	// line is what a witness with this key answers to that checkpoint.
-	line := func(t *testing.T, key *witness.Key, signed []byte) []byte {
+	line := func(key *witness.Key, signed []byte) []byte {
 		t.Helper()
 		n, err := note.Open(signed, note.VerifierList(mustVerifier(t, l.vkey)))
 		if err != nil {
@@ -260,6 +260,7 @@ func TestBadWitnesses(t *testing.T) {
 		}
 		return line
 	}
+	good, others, smaller := line(key, signed), line(other, signed), line(key, l.sign(8))
 	size := func(w http.ResponseWriter, text string) {
 		w.Header().Set("Content-Type", "text/x.tlog.size")
 		w.WriteHeader(http.StatusConflict)
@@ -271,37 +272,37 @@ func TestBadWitnesses(t *testing.T) {
 		answer http.HandlerFunc // nil: nobody listens
 		reason string           // "" where it has cosigned
 	}{
-		{"a good one", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(line(t, key, signed)) }, ""},
+		{"a good one", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(good) }, ""},
 		{"nobody", nil, witnessUnreachable},
 		{"silence", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, witnessUnreachable},
 		{"half an answer, then silence", func(w http.ResponseWriter, r *http.Request) {
-			_, _ = w.Write(line(t, key, signed)[:20])
+			_, _ = w.Write(good[:20])
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		}, witnessUnreachable},
 		{"half an answer", func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write(line(t, key, signed)[:20])
+			_, _ = w.Write(good[:20])
 			panic(http.ErrAbortHandler)
 		}, witnessUnreachable},
 		{"500", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, witnessRefused},
 		{"403", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "who are you?", http.StatusForbidden) }, witnessRefused},
 		{"a good answer with another status", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusAccepted)
-			_, _ = w.Write(line(t, key, signed))
+			_, _ = w.Write(good)
 		}, witnessRefused},
 		{"another place", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect)
 		}, witnessRefused},
 		{"nothing", func(http.ResponseWriter, *http.Request) {}, witnessInvalid},
 		{"a page", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "<html>") }, witnessInvalid},
-		{"another key's signature", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(line(t, other, signed)) }, witnessInvalid},
-		{"a signature of another size", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(line(t, key, l.sign(8))) }, witnessInvalid},
+		{"another key's signature", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(others) }, witnessInvalid},
+		{"a signature of another size", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(smaller) }, witnessInvalid},
 		{"too much", func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write(bytes.Repeat(line(t, key, signed), 1000))
+			_, _ = w.Write(bytes.Repeat(good, 1000))
 		}, witnessInvalid},
 		{"without end", func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
-				if _, err := w.Write(line(t, key, signed)); err != nil {
+				if _, err := w.Write(good); err != nil {
 					return
 				}
 			}
@@ -319,7 +320,7 @@ func TestBadWitnesses(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			good := l.witness(t, "good.example")
+			honest := l.witness(t, "good.example")
 			url := "http://127.0.0.1:1"
 			if tc.answer != nil {
 				server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -330,7 +331,7 @@ func TestBadWitnesses(t *testing.T) {
 				t.Cleanup(server.Close)
 				url = server.URL
 			}
-			policy := "log " + l.vkey + "\nwitness bad " + key.VerifierKey + " " + url + "\nwitness good " + good.key.VerifierKey + " " + good.url + "\nquorum good\n"
+			policy := "log " + l.vkey + "\nwitness bad " + key.VerifierKey + " " + url + "\nwitness good " + honest.key.VerifierKey + " " + honest.url + "\nquorum good\n"
 			a := newAsker(t, WitnessesConfig{Policy: []byte(policy), Timeout: time.Second})
 			for round := 1; round <= 2; round++ {
 				began := time.Now()
