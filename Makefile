@@ -46,6 +46,7 @@ run: deps build ## start everything in one process, with its data in ./data
 .PHONY: test
 test: deps programs ## run the whole suite
 	$(TEST) -timeout 20m ./...
+	cd internal/e2e/independent && go test -timeout 10m ./...
 
 .PHONY: quick
 quick: deps ## run what takes seconds: what a developer runs all day
@@ -60,6 +61,7 @@ lint: deps ## check style and architecture (golangci-lint, protobuf, formatting)
 	$(TOOL) golangci-lint run ./...
 	cd schemas && ../node_modules/@bufbuild/buf-linux-x64/bin/buf lint
 	cd bench && go vet ./...
+	cd internal/e2e/independent && go vet ./...
 
 .PHONY: fmt
 fmt: ## format everything
@@ -91,6 +93,7 @@ tidy: ## tidy the modules
 	go mod tidy
 	cd tools && go mod tidy
 	cd bench && go mod tidy
+	cd internal/e2e/independent && go mod tidy
 	cd deploy/gateway && go mod tidy
 	cd deploy/prometheus && go mod tidy
 

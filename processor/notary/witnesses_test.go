@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -211,9 +212,14 @@ func TestWitnesses(t *testing.T) {
 	if one.asked.Load() != 7 {
 		t.Errorf("%d requests, want two more", one.asked.Load())
 	}
-	// And then it may sign the same size again.
+	// And then it may sign the same size again. It sends no cosignature of others.
 	a = newAsker(t, WitnessesConfig{Policy: []byte(policy)})
 	check(l.grow(0), 2, true)
+	others := l.sign(l.tree.Size(), stranger(t, "other.example"))
+	if got := withoutCosignatures(others, "example.com/ledger"); !bytes.Equal(got, l.grow(0)) {
+		t.Errorf("%q is sent", got)
+	}
+	check(others, 2, true)
 
 	// One is away for two checkpoints.
 	two.off.Store(true)
@@ -229,6 +235,62 @@ func TestWitnesses(t *testing.T) {
 	check(l.grow(0), 2, true)
 	if strings.Count(a.logs.String(), "a witness cosigns again") != 1 || a.count("cosigned_entries", `"two"`) != float64(l.tree.Size()) {
 		t.Errorf("%v entries, log: %s", a.count("cosigned_entries", `"two"`), a.logs)
+	}
+}
+
+// The witness of github.com/transparency-dev/witness is one as ours is.
+func TestForeignWitness(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it builds another module")
+	}
+	binary := filepath.Join(t.TempDir(), "independent")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".")
+	build.Dir = "../../internal/e2e/independent"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the witness: %v\n%s", err, out)
+	}
+	l := newWitnessedLog(t)
+	cmd := exec.CommandContext(t.Context(), binary, "witness", "--log-vkey", l.vkey, "--name", "foreign.example/1")
+	cmd.Stderr = t.Output()
+	stdin, err := cmd.StdinPipe() // it ends with this
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var vkey, url string
+	if _, err := fmt.Fscan(stdout, &vkey, &url); err != nil {
+		t.Fatal(err)
+	}
+	policy := "log " + l.vkey + "\nwitness foreign " + vkey + " " + url + "\nquorum foreign\n"
+	trust, err := ledger.ParseTrust([]byte(policy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// At each third size the notary has forgotten where the witness is.
+	var a *asker
+	for i := range 9 {
+		if i%3 == 0 {
+			a = newAsker(t, WitnessesConfig{Policy: []byte(policy)})
+		}
+		got, n, quorum := a.cosign(t.Context(), l.grow(i*i+1), l.prove)
+		if n != 1 || !quorum {
+			t.Fatalf("size %d: %q, %d, %v; log: %s", l.tree.Size(), got, n, quorum, a.logs)
+		}
+		if o, f := trust.Open(got, nil, time.Now()); f != nil || len(o.Witnesses) != 1 {
+			t.Fatalf("verifiers say of %q: %v", got, f)
+		}
+	}
+	if got, n, quorum := a.cosign(t.Context(), l.sign(5), l.prove); n != 0 || quorum || a.count("errors_total", `"ahead"`) != 1 {
+		t.Errorf("an old one: %q, %d, %v; log: %s", got, n, quorum, a.logs)
+	}
+	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
+		t.Errorf("the witness: %v", err)
 	}
 }
 
