@@ -206,7 +206,7 @@ type Opened struct {
 }
 
 // Open checks a signed checkpoint: that a believed key of its log has signed it, which is in keys' range where keys knows
-// it, and that the quorum of witnesses has. A cosignature from after now plus five minutes does not count. The fault is
+// it, and that the quorum of witnesses has. A cosignature without a time, or from after now plus five minutes, does not count. The fault is
 // InvalidProof, WrongKey, KeyOutOfRange or QuorumNotMet.
 func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *Fault) {
 	c, err := ParseCheckpoint(signed)
@@ -261,9 +261,10 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 // maxClockSkew is how far a witness's clock may be ahead.
 const maxClockSkew = 5 * time.Minute
 
-func notAfter(sig note.Signature, limit time.Time) bool {
+// madeBefore says whether a cosignature has a time, which is limit at the latest.
+func madeBefore(sig note.Signature, limit time.Time) bool {
 	at, err := formatsnote.CoSigV1Timestamp(sig)
-	return err == nil && !at.After(limit)
+	return err == nil && at.Unix() > 0 && !at.After(limit)
 }
 
 func (t *Trust) logsOf(origin string) (keys []*logKey) {

@@ -146,7 +146,7 @@ type Witness struct {
 func (t *Trust) Witnesses() []Witness { return t.witnesses }
 
 // Cosigned returns the witnesses whose cosignatures on the note are valid, by NAME+HASH, and whether they meet the quorum.
-// Who else has signed it is not asked. A cosignature from after now plus five minutes does not count.
+// Who else has signed it is not asked. A cosignature without a time, or from after now plus five minutes, does not count.
 func (t *Trust) Cosigned(signed []byte, now time.Time) (witnesses []string, quorum bool) {
 	verifiers := make([]note.Verifier, len(t.witnesses))
 	for i, w := range t.witnesses {
@@ -164,7 +164,7 @@ func (t *Trust) count(sigs []note.Signature, now time.Time) (witnesses []string,
 	cosigned := map[note.Verifier]bool{}
 	for _, sig := range sigs {
 		for _, w := range t.witnesses {
-			if sig.Name == w.Name() && sig.Hash == w.KeyHash() && !cosigned[w.Verifier] && notAfter(sig, now.Add(maxClockSkew)) {
+			if sig.Name == w.Name() && sig.Hash == w.KeyHash() && !cosigned[w.Verifier] && madeBefore(sig, now.Add(maxClockSkew)) {
 				cosigned[w.Verifier] = true
 				witnesses = append(witnesses, keyID(w))
 			}

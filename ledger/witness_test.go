@@ -170,6 +170,13 @@ func TestCosign(t *testing.T) {
 	if names, quorum := trust.Cosigned(signed, testStart.Add(-6*time.Minute)); len(names) != 0 || quorum {
 		t.Errorf("from later: %v, %v", names, quorum)
 	}
+	timeless, ahead := w, w
+	timeless.at, ahead.at = time.Unix(0, 0), testStart.Add(6*time.Minute)
+	for _, other := range []note.Signer{timeless, ahead, farAhead{w}} {
+		if _, f := trust.Open(slices.Concat(checkpoint, cosignature(t, n, other)), nil, testStart); f == nil || f.Verdict != QuorumNotMet {
+			t.Errorf("at another time: %v", f)
+		}
+	}
 	if o, f := trust.Open(signed, nil, testStart); f != nil || len(o.Witnesses) != 1 {
 		t.Errorf("%+v, %v", o, f)
 	}
@@ -188,8 +195,6 @@ func TestCosign(t *testing.T) {
 	if got, err := known[0].Cosignature(checkpoint, slices.Concat(strange, line), testStart); err != nil || !bytes.Equal(got, line) {
 		t.Errorf("beside a stranger's: %q, %v", got, err)
 	}
-	timeless, ahead := w, w
-	timeless.at, ahead.at = time.Unix(0, 0), testStart.Add(6*time.Minute)
 	elsewhere, err := SignCheckpoint(&Checkpoint{testOrigin, 1, Hash{1}}, w)
 	if err != nil {
 		t.Fatal(err)

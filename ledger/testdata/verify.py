@@ -163,7 +163,7 @@ class Key:
     def verify(self, body, signature, now):
         if self.kind == 1: return ed25519(self.public, body, signature)
         at = int.from_bytes(signature[:8], "big")
-        return ed25519(self.public, b"cosignature/v1\ntime %d\n" % at + body, signature[8:]) and at <= now + 300
+        return ed25519(self.public, b"cosignature/v1\ntime %d\n" % at + body, signature[8:]) and 0 < at <= now + 300
 
 def signed_by(note, keys, now=math.inf):
     """The keys whose signatures are on a note; None where one is wrong."""
