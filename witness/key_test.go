@@ -1,14 +1,13 @@
 package witness
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"errors"
 
 	formatsnote "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"

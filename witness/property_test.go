@@ -2,7 +2,8 @@ package witness
 
 import (
 	"net/http"
-	"os"
+	"path/filepath"
+	"strconv"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -13,15 +14,13 @@ import (
 func TestNeverTwoPasts(t *testing.T) {
 	key, vkey := logKey(t, testOrigin, 1)
 	trust := mustTrust(t, vkey)
+	dirs, runs := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {
 		const size = 12
 		forkAt := rapid.IntRange(0, size).Draw(t, "fork at")
 		branches := []*testLog{newTestLog(key, size, size, ""), newTestLog(key, size, forkAt, "fork")}
-		dir, err := os.MkdirTemp("", "witness")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
+		runs++
+		dir := filepath.Join(dirs, strconv.Itoa(runs))
 		w := start(t, Config{Dir: dir}, trust)
 		defer func() { w.stop() }()
 		var known uint64         // size that was cosigned last

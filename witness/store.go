@@ -14,12 +14,14 @@ import (
 	"getimmutable.dev/immutable/internal/crash"
 )
 
-// The folder has, for each log, named by the SHA-256 of its origin:
+// The folder has these files of each log, before the suffix the SHA-256 of its origin in hexadecimal.
 const (
 	checkpointSuffix = ".checkpoint" // the newest checkpoint, with the log's signature and the witness's
 	forkSuffix       = ".fork"       // the first two checkpoints of one size that contradict each other
-	lockName         = "lock"
 )
+
+// lockName is the file that says that a process has the folder.
+const lockName = "lock"
 
 // maxStoredBytes is more than a checkpoint that was read can have grown to.
 const maxStoredBytes = 256 << 10
@@ -32,7 +34,7 @@ type store struct {
 
 // openStore takes the folder, which it makes if need be, until close or the process's end, however it ends.
 func openStore(dir string) (*store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the operator names the folder
 		return nil, fmt.Errorf("making the witness's folder: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // a file of ours

@@ -48,7 +48,7 @@ func (c *witnessCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	p.logger.InfoContext(ctx, "cosigning", slog.String("verifier_key", key.VerifierKey))
-	return s.run(ctx, c.httpFlags.config(), service.Routes(), part{name: "witness", run: service.Run, ready: service.Ready})
+	return s.run(ctx, c.config(), service.Routes(), part{name: "witness", run: service.Run, ready: service.Ready})
 }
 
 // loadTrust reads whose checkpoints are believed.

@@ -214,8 +214,7 @@ func withoutCosignatures(signed []byte, origin string) []byte {
 
 // observe logs the first of several failures, and the first success after them.
 func (x *askedWitness) observe(ctx context.Context, logger *slog.Logger, size uint64, err error) {
-	var failed *witnessError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*witnessError](err); ok {
 		x.errors.WithLabelValues(failed.reason).Inc()
 		if !x.down {
 			logger.WarnContext(ctx, "a witness does not cosign", slog.String("witness", x.label), slog.String("reason", failed.reason),

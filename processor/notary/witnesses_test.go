@@ -306,6 +306,7 @@ func stranger(t *testing.T, name string) *witness.Key {
 
 // Whatever one witness does, the others are asked, nothing that it says is believed, and it is over in time.
 func TestBadWitnesses(t *testing.T) {
+	t.Parallel()
 	l := newWitnessedLog(t)
 	signed := l.grow(9)
 	key, other := stranger(t, "bad.example"), stranger(t, "bad.example")
