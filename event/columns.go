@@ -54,6 +54,12 @@ func (b *Builder) Columns(body []byte, c *Columns) error {
 	return nil
 }
 
+// ColumnsOf is Builder.Columns of one body, in memory of its own.
+func ColumnsOf(body []byte) (*Columns, error) {
+	c := new(Columns)
+	return c, NewBuilder().Columns(body, c)
+}
+
 // takeColumn reads one member of a body.
 func (b *Builder) takeColumn(c *Columns, i int) error {
 	n := &b.tape.nodes[i]

@@ -1,7 +1,6 @@
 package event
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -148,65 +147,4 @@ func (t *tape) read(body []byte) error {
 func (t *tape) members(i int) []int {
 	span := t.nodes[i].members
 	return t.order[span.start:span.end]
-}
-
-// Columns are what a record holds beside its body, for filters. They are a function of the body alone.
-type Columns struct {
-	// Text has the members of the body that are texts by their names: FieldActorID and so on. What the body lacks is not
-	// in it.
-	Text map[string]string
-	// OccurredAt is in microseconds since the Unix epoch.
-	OccurredAt int64
-	// TargetTypes and TargetIDs are as many as there are targets; an id that is absent is empty.
-	TargetTypes, TargetIDs []string
-	Flags                  []string
-	// MetadataKeys and MetadataValues are as MetadataEntries returns them.
-	MetadataKeys, MetadataValues []string
-}
-
-// ColumnsOf returns the columns of a canonical body.
-func ColumnsOf(body []byte) (*Columns, error) {
-	var t tape
-	if err := t.read(body); err != nil {
-		return nil, err
-	}
-	c := &Columns{Text: make(map[string]string, int(numFields))}
-	for _, m := range t.members(0) {
-		n := &t.nodes[m]
-		switch name := string(t.bytes(n.name)); {
-		case name == FieldMetadata && n.kind == '{':
-			var err error
-			if c.MetadataKeys, c.MetadataValues, err = MetadataEntries(t.appendCanonical(nil, m)); err != nil {
-				return nil, fmt.Errorf("reading the metadata of a body: %w", err)
-			}
-		case name == FieldTargets && n.kind == '[':
-			for target := range t.children(m) {
-				c.TargetTypes = append(c.TargetTypes, t.member(target, "type"))
-				c.TargetIDs = append(c.TargetIDs, t.member(target, "id"))
-			}
-		case name == FieldFlags && n.kind == '[':
-			for flag := range t.children(m) {
-				c.Flags = append(c.Flags, string(t.bytes(t.nodes[flag].text)))
-			}
-		case name == FieldOccurredAt:
-			at, ok := parseTime(string(t.bytes(n.text)))
-			if !ok {
-				return nil, errors.New("reading the body: occurred_at is not a time")
-			}
-			c.OccurredAt = at.UnixMicro()
-		case n.kind == '"' && name != FieldIdempotencyKey:
-			c.Text[name] = string(t.bytes(n.text))
-		}
-	}
-	return c, nil
-}
-
-// member returns the text of a member of object i, empty where there is none.
-func (t *tape) member(i int, name string) string {
-	for _, m := range t.members(i) {
-		if n := &t.nodes[m]; n.kind == '"' && bytes.Equal(t.bytes(n.name), []byte(name)) {
-			return string(t.bytes(n.text))
-		}
-	}
-	return ""
 }

@@ -199,19 +199,22 @@ func checkColumns(t *testing.T, e *recordpb.Event) {
 	if err != nil {
 		t.Fatalf("%s: %v", e.GetBody(), err)
 	}
-	want := &Columns{
-		Text: map[string]string{
-			FieldActorID: e.GetActorId(), FieldActorName: e.GetActorName(), FieldActorType: e.GetActorType(), FieldAction: e.GetAction(),
-			FieldActionCategory: e.GetActionCategory(), FieldResource: e.GetResource(), FieldResourceID: e.GetResourceId(),
-			FieldResourceName: e.GetResourceName(), FieldSessionID: e.GetSessionId(), FieldTenantID: e.GetTenantId(),
-			FieldIPAddress: e.GetIpAddress(), FieldUserAgent: e.GetUserAgent(),
-		},
-		OccurredAt: e.GetOccurredAt(), TargetTypes: e.GetTargetTypes(), TargetIDs: e.GetTargetIds(), Flags: e.GetFlags(),
-		MetadataKeys: e.GetMetadataKeys(), MetadataValues: e.GetMetadataValues(),
+	want := &Columns{OccurredAt: e.GetOccurredAt()}
+	for i, text := range []string{
+		e.GetActorId(), e.GetActorName(), e.GetActorType(), e.GetAction(), e.GetActionCategory(), e.GetResource(), e.GetResourceId(),
+		e.GetResourceName(), e.GetSessionId(), e.GetTenantId(), e.GetIpAddress(), e.GetUserAgent(),
+	} {
+		want.Text[i] = []byte(text)
 	}
-	for name, text := range want.Text {
-		if text == "" {
-			delete(want.Text, name)
+	for _, list := range []struct {
+		to   *[][]byte
+		from []string
+	}{
+		{&want.TargetTypes, e.GetTargetTypes()}, {&want.TargetIDs, e.GetTargetIds()}, {&want.Flags, e.GetFlags()},
+		{&want.MetadataKeys, e.GetMetadataKeys()}, {&want.MetadataValues, e.GetMetadataValues()},
+	} {
+		for _, text := range list.from {
+			*list.to = append(*list.to, []byte(text))
 		}
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {

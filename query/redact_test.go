@@ -53,9 +53,14 @@ func (r *rig) rewrite(t tenant, id string, paths ...string) {
 	if err != nil {
 		r.tb.Fatal(err)
 	}
+	const actorID, sessionID = 0, 8
+	keys := make([]string, len(columns.MetadataKeys))
+	for i, key := range columns.MetadataKeys {
+		keys[i] = string(key)
+	}
 	err = r.conn.Exec(r.tb.Context(), `ALTER TABLE events UPDATE body = ?, disclosure = ?, seed = unhex('00000000000000000000000000000000'),
 		actor_id = ?, session_id = ?, metadata = mapFilter((k, v) -> has(?, k) AND v != ?, metadata) WHERE id = ? SETTINGS mutations_sync = 1`,
-		string(left.Body), string(stored), columns.Text["actor_id"], columns.Text["session_id"], columns.MetadataKeys, "none", string(raw[:]))
+		string(left.Body), string(stored), string(columns.Text[actorID]), string(columns.Text[sessionID]), keys, "none", string(raw[:]))
 	if err != nil {
 		r.tb.Fatal(err)
 	}

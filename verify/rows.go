@@ -323,8 +323,11 @@ func (e eventRow) content(l *ledger.StoredLeaf) *ledger.Fault {
 	if seed != [16]byte{} {
 		return leafFault(ledger.Modified, &l.Leaf, "a redacted event has no seed, this one has")
 	}
-	var err error
-	if l.Disclosure, err = ledger.ParseDisclosure(disclosure, body); err != nil {
+	stored, err := ledger.ParseDisclosure(disclosure)
+	if err == nil {
+		l.Disclosure, err = ledger.JoinDisclosure(stored, body)
+	}
+	if err != nil {
 		return leafFault(ledger.Modified, &l.Leaf, "%v", err)
 	}
 	return nil
