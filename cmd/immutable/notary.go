@@ -19,6 +19,7 @@ type notaryCmd struct {
 	LockFile      string        `help:"File where this machine remembers the last checkpoint that it has signed. It must outlive the process, and must not come from a backup." required:"" placeholder:"FILE"`
 	Instance      string        `help:"Name of this instance, the same for as long as the installation lives and of no other: it resumes at once after a crash." placeholder:"NAME"`
 	EpochInterval time.Duration `help:"How often a checkpoint is made when there are new events." default:"10s" placeholder:"DURATION"`
+	Witnesses     string        `help:"C2SP tlog-policy file, the one that verifiers use: its witnesses are asked to cosign each checkpoint." placeholder:"FILE"`
 	IdleInterval  time.Duration `help:"How often one is made when there are none." default:"60s" placeholder:"DURATION"`
 }
 
@@ -42,9 +43,13 @@ func (c *notaryCmd) Run(ctx context.Context, p *process) error {
 	if c.ClickHouse != "" {
 		tables = c.clickhouseFlags.config()
 	}
+	policy, err := readPolicy(c.Witnesses)
+	if err != nil {
+		return err
+	}
 	n, err := notary.New(notary.Config{
 		Kafka: cfg, Layout: layout, ClickHouse: tables, KeyFile: c.KeyFile, LockFile: c.LockFile, Instance: c.Instance,
-		EpochInterval: c.EpochInterval, IdleInterval: c.IdleInterval,
+		EpochInterval: c.EpochInterval, IdleInterval: c.IdleInterval, WitnessPolicy: policy,
 	}, s.reg, p.logger)
 	if err != nil {
 		return err

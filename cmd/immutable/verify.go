@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
-	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/verify"
 )
 
@@ -41,12 +40,9 @@ type verifyFlags struct {
 // config reads what the flags name.
 func (f *verifyFlags) config() (verify.Config, error) {
 	cfg := verify.Config{Now: time.Now(), EvidenceDir: f.Evidence, MemoryFile: f.Memory}
-	text, err := readTrust(f.Trust)
-	if err != nil {
-		return cfg, fmt.Errorf("%w: reading the trust file: %w", verify.ErrUsage, err)
-	}
-	if cfg.Trust, err = ledger.ParseTrust(text); err != nil {
-		return cfg, fmt.Errorf("%w: %s: %w", verify.ErrUsage, f.Trust, err)
+	var err error
+	if cfg.Trust, err = loadTrust(f.Trust); err != nil {
+		return cfg, fmt.Errorf("%w: %w", verify.ErrUsage, err)
 	}
 	switch {
 	case f.NoMemory && f.Memory != "":
@@ -59,22 +55,6 @@ func (f *verifyFlags) config() (verify.Config, error) {
 		cfg.MemoryFile = filepath.Join(dir, "immutable", "verify.json")
 	}
 	return cfg, nil
-}
-
-// maxTrustBytes is far above what a policy needs.
-const maxTrustBytes = 1 << 20
-
-func readTrust(path string) ([]byte, error) {
-	f, err := os.Open(path) //nolint:gosec // the file that the user named
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxTrustBytes+1))
-	if err == nil && len(text) > maxTrustBytes {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxTrustBytes)
-	}
-	return text, err
 }
 
 // print prints a report, and returns its exit code as an error.

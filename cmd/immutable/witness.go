@@ -3,17 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"os"
 
-	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/witness"
 )
-
-// maxTrustBytes bounds a file of trusted keys.
-const maxTrustBytes = 1 << 20
 
 type witnessCmd struct {
 	httpFlags
@@ -49,25 +42,4 @@ func (c *witnessCmd) Run(ctx context.Context, p *process) error {
 	}
 	p.logger.InfoContext(ctx, "cosigning", slog.String("verifier_key", key.VerifierKey))
 	return s.run(ctx, c.config(), service.Routes(), part{name: "witness", run: service.Run, ready: service.Ready})
-}
-
-// loadTrust reads whose checkpoints are believed.
-func loadTrust(path string) (*ledger.Trust, error) {
-	f, err := os.Open(path) //nolint:gosec // the file that the operator named
-	if err != nil {
-		return nil, fmt.Errorf("opening the trusted keys: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxTrustBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading the trusted keys: %w", err)
-	}
-	if len(text) > maxTrustBytes {
-		return nil, fmt.Errorf("%s is longer than %d bytes", path, maxTrustBytes)
-	}
-	trust, err := ledger.ParseTrust(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return trust, nil
 }

@@ -40,6 +40,8 @@ type Config struct {
 	// MinFreeBytes is how much room the disk must have for new events to be accepted; see localkafka.Config. Default
 	// 256 MiB. It has no effect on a Kafka elsewhere.
 	MinFreeBytes int64
+	// WitnessPolicy is that of notary.Config: who is asked to cosign checkpoints. Default: nobody.
+	WitnessPolicy []byte
 	// EpochInterval is how often the notary makes a checkpoint when there are new events. Default 10 s.
 	EpochInterval time.Duration
 	// Started, if not nil, is called once, when everything runs.

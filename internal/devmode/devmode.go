@@ -254,7 +254,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	}
 	signer, err := notary.New(notary.Config{
 		Kafka: s.kafka, Layout: s.layout, ClickHouse: s.clickhouse, KeyFile: s.notaryKey,
-		LockFile: filepath.Join(u.cfg.Dir, notaryLock), Instance: instance, EpochInterval: u.cfg.EpochInterval,
+		LockFile: filepath.Join(u.cfg.Dir, notaryLock), Instance: instance, EpochInterval: u.cfg.EpochInterval, WitnessPolicy: u.cfg.WitnessPolicy,
 	}, u.reg, u.logger)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,9 @@ type Config struct {
 	EpochLeaves int
 	// EpochTime is for how long an epoch takes in leaves. 100 ms to 10 min; default 10 s.
 	EpochTime time.Duration
+	// WitnessPolicy is the text of a C2SP tlog-policy file, the one that verifiers use. Its witnesses that have a URL are asked to
+	// cosign each checkpoint, at most 15. Default: none is asked.
+	WitnessPolicy []byte
 	// WitnessTimeout is how long witnesses may take to cosign a checkpoint before it is published without them. 1 ms to 1
 	// min; default 2 s.
 	WitnessTimeout time.Duration

@@ -54,6 +54,13 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Notary, e
 		return nil, err
 	}
 	n := &Notary{cfg: cfg, clients: clients, logger: logger.With(slog.String("session", "notary")), metrics: newMetrics(reg, &cfg)}
+	if len(cfg.WitnessPolicy) > 0 {
+		w, err := newWitnesses(WitnessesConfig{Policy: cfg.WitnessPolicy, Timeout: cfg.WitnessTimeout}, reg, logger)
+		if err != nil {
+			return nil, err
+		}
+		n.cosign = w.cosign
+	}
 	for _, t := range schemas.Topics(cfg.Layout) {
 		switch t.Name {
 		case cfg.Kafka.Topic(schemas.TopicLedger), cfg.Kafka.Topic(schemas.TopicHeads),
