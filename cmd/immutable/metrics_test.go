@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"getimmutable.dev/immutable/internal/telemetry"
 	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/processor"
+	"getimmutable.dev/immutable/processor/notary"
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
@@ -55,6 +57,7 @@ var labels = map[string]string{
 	"immutable_ingest_produce_errors_total.reason":            "`full`, `timeout`, `refused`, `stopping`",
 	"immutable_ingest_requests_total.code":                    "status codes that the API answers with",
 	"immutable_ingest_requests_total.endpoint":                "`event`, `batch`",
+	"immutable_notary_halted.reason":                          "`ledger`, `ledger_lost`, `heads`, `state`, `lock`, `key`",
 	"immutable_processor_seal_dedup_window_leaves.partition":  "partitions of the events topic",
 	"immutable_processor_seal_dedup_window_seconds.partition": "partitions of the events topic",
 	"immutable_processor_seal_halted_partitions.reason":       "`input_lost`, `disagreement`, `unavailable`",
@@ -114,6 +117,11 @@ func everyService(t *testing.T) *described {
 	_, err = ingest.New(ingest.Config{Kafka: broker, Partitions: 1}, view, reg, logger)
 	must(err)
 	_, err = processor.New(processor.Config{Kafka: broker, Layout: layout}, reg, logger)
+	must(err)
+	keyFile := filepath.Join(t.TempDir(), "notary.key")
+	_, err = notary.CreateKey(keyFile, "")
+	must(err)
+	_, err = notary.New(notary.Config{Kafka: broker, Layout: layout, KeyFile: keyFile, LockFile: keyFile + ".lock"}, reg, logger)
 	must(err)
 	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -16,7 +18,7 @@ type notaryCmd struct {
 	clickhouseFlags
 	serviceFlags
 	KeyFile       string        `help:"File of the root log's private keys, the same for every notary: immutable notary-key makes it." required:"" placeholder:"FILE"`
-	LockFile      string        `help:"File where this machine remembers the last checkpoint that it has signed. It must outlive the process, and must not come from a backup." required:"" placeholder:"FILE"`
+	LockFile      string        `help:"File where this machine remembers the last checkpoint that it has signed. It must outlive the process, and must not come from a backup. Notaries on one machine may share it." required:"" placeholder:"FILE"`
 	Instance      string        `help:"Name of this instance, the same for as long as the installation lives and of no other: it resumes at once after a crash." placeholder:"NAME"`
 	EpochInterval time.Duration `help:"How often a checkpoint is made when there are new events." default:"10s" placeholder:"DURATION"`
 	Witnesses     string        `help:"C2SP tlog-policy file, the one that verifiers use: its witnesses are asked to cosign each checkpoint." placeholder:"FILE"`
@@ -63,17 +65,24 @@ type notaryKeyCmd struct {
 }
 
 type notaryKeyCreateCmd struct {
-	File   string `help:"File to create." required:"" placeholder:"FILE"`
-	Origin string `help:"Name of the root log, which every checkpoint and every key bears for ever: a name of yours without a scheme, as in audit.example.com/immutable." required:"" placeholder:"NAME"`
+	File      string `help:"File to create." required:"" placeholder:"FILE"`
+	Origin    string `help:"Name of the root log, which every checkpoint and every key bears for ever: a name of yours without a scheme, as in audit.example.com/immutable. Default: localhost/immutable/ and 32 random digits." placeholder:"NAME"`
+	IfMissing bool   `help:"Where the file is there, print the verifier key of its newest key instead."`
 }
 
 // Run prints the verifier key alone to standard output.
 func (c *notaryKeyCreateCmd) Run(p *process) error {
 	verifier, err := notary.CreateKey(c.File, c.Origin)
-	if err != nil {
+	switch {
+	case c.IfMissing && errors.Is(err, fs.ErrExist):
+		if verifier, err = notary.VerifierKey(c.File); err != nil {
+			return err
+		}
+	case err != nil:
 		return err
+	default:
+		fmt.Fprintf(p.stderr, "%s holds the private key: back it up. Verifiers need this line:\n", c.File)
 	}
-	fmt.Fprintf(p.stderr, "%s holds the private key: back it up. Verifiers need this line:\n", c.File)
 	_, err = fmt.Fprintln(p.stdout, verifier)
 	return err
 }

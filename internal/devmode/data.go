@@ -1,8 +1,6 @@
 package devmode
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -119,9 +117,7 @@ func ensureNotaryKey(dir string) (path string, err error) {
 	if _, err := os.Lstat(filepath.Join(dir, notaryLock)); !errors.Is(err, fs.ErrNotExist) {
 		return path, errors.Join(fmt.Errorf("%[1]s is missing, and checkpoints were signed with it: restore %[1]s from a backup", path), err)
 	}
-	var name [16]byte
-	_, _ = rand.Read(name[:]) // never fails
-	if _, err := notary.CreateKey(path, "localhost/immutable/"+hex.EncodeToString(name[:])); err != nil {
+	if _, err := notary.CreateKey(path, ""); err != nil {
 		return path, err
 	}
 	return path, nil

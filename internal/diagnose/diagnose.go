@@ -126,6 +126,7 @@ func Run(ctx context.Context, cfg Config, logger *slog.Logger) ([]Finding, error
 		for _, g := range groups {
 			add(&check{name: "group " + g.name, run: func(ctx context.Context) []Finding { return k.group(ctx, g) }, needs: on})
 		}
+		add(&check{name: "checkpoints", run: k.checkpoints, needs: on})
 		add(&check{name: "configuration", run: k.configured, needs: on})
 	} else {
 		cluster = add(notGiven("kafka", "--kafka or --data"))

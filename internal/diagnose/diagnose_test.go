@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
+	"google.golang.org/protobuf/proto"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -23,6 +24,7 @@ import (
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/schemas"
+	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
 func TestMain(m *testing.M) { os.Exit(clickhousetest.Main(m)) }
@@ -112,6 +114,7 @@ func TestKafka(t *testing.T) {
 	want(t, found, diagnose.Warning, "kafka partitions", "single replica")
 	want(t, found, diagnose.Warning, "configuration", "immutable workspaces create")
 	want(t, found, diagnose.Warning, "group seal", "has no member")
+	want(t, found, diagnose.Warning, "checkpoints", "has no member; no checkpoint was ever signed")
 	want(t, found, diagnose.NotRun, "clickhouse", "--clickhouse or --data was not given")
 
 	w, err := control.NewWriter(control.WriterConfig{Kafka: c.Config, MasterKey: key, Partitions: 4}, slog.New(slog.DiscardHandler))
@@ -142,6 +145,28 @@ func TestKafka(t *testing.T) {
 	want(t, run(t, cfg), diagnose.Problem, "configuration", "open master key")
 	cfg.MasterKey = nil
 	want(t, run(t, cfg), diagnose.NotRun, "configuration", "--master-key-file")
+}
+
+// A notary that signs, one that has stopped to, and none.
+func TestCheckpoints(t *testing.T) {
+	c := kafkatest.Start(t)
+	cfg := diagnose.Config{Kafka: c.Config, Layout: c.Layout}
+	sign := func(size uint64, at time.Time) {
+		t.Helper()
+		value, err := proto.Marshal(&recordpb.SignedCheckpoint{Size: size, PublishedAt: at.UnixMicro()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Produce(t, &kgo.Record{Topic: schemas.TopicCheckpoints, Key: []byte("checkpoint/1"), Value: value})
+	}
+	sign(1, time.Now().Add(-time.Hour))
+	want(t, run(t, cfg), diagnose.Warning, "checkpoints", "has no member; the newest checkpoint is of 1 entries, 1h0m")
+	join(t, c, schemas.GroupNotary, schemas.TopicCheckpoints)
+	want(t, run(t, cfg), diagnose.Problem, "checkpoints", "members: 1; the newest checkpoint is of 1 entries, 1h0m")
+	sign(2, time.Now())
+	want(t, run(t, cfg), diagnose.OK, "checkpoints", "members: 1; the newest checkpoint is of 2 entries")
+	c.Produce(t, &kgo.Record{Topic: schemas.TopicCheckpoints, Key: []byte("checkpoint/3"), Value: []byte{1}})
+	want(t, run(t, cfg), diagnose.Problem, "checkpoints", "reading the newest checkpoint")
 }
 
 func TestOldBrokers(t *testing.T) {

@@ -64,9 +64,10 @@ func TestCompose(t *testing.T) {
 
 	e := engines{brokers: kafka.Brokers, prefix: schemas.DefaultTopicPrefix, dsn: tables.DSN()}
 	c := &composition{
-		project:  project,
-		replace:  strings.NewReplacer("kafka:9092", kafka.Brokers[0], "clickhouse:9000", tables.NativeAddr(), "/run/secrets", secrets),
-		scale:    map[string]int{"ingest": 2, "processor": 3, "sinks": 2, "query": 2},
+		project: project,
+		replace: strings.NewReplacer("kafka:9092", kafka.Brokers[0], "clickhouse:9000", tables.NativeAddr(), "/run/secrets", secrets,
+			"/var/lib/immutable", t.TempDir()),
+		scale:    map[string]int{"ingest": 2, "processor": 3, "notary": 2, "sinks": 2, "query": 2},
 		replicas: map[string][]*process{},
 		done:     map[string]bool{"kafka": true, "clickhouse": true},
 	}
@@ -101,7 +102,7 @@ func TestCompose(t *testing.T) {
 		c.post(t, []byte(`{"actor_id":"e2e","action":"replica.lost"}`))
 		c.get(t, "/events", url.Values{"limit": {"1"}}, new(page))
 	}
-	for _, name := range slices.Backward([]string{"query", "sinks", "processor", "ingest"}) {
+	for _, name := range slices.Backward([]string{"query", "sinks", "notary", "processor", "ingest"}) {
 		for _, p := range c.replicas[name] {
 			p.stop(t)
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // scalable are the services that --scale multiplies.
-var scalable = []string{"ingest", "processor", "query", "sinks"}
+var scalable = []string{"ingest", "notary", "processor", "query", "sinks"}
 
 // pinned is an image with a tag that names a version.
 var pinned = regexp.MustCompile(`^[a-z0-9./-]+:v?[0-9]+(\.[0-9]+)+(-[a-z0-9]+)*$`)

@@ -22,8 +22,8 @@ type Config struct {
 
 	// KeyFile holds the private keys of the root log, the same for every notary of an installation: see CreateKey. Required.
 	KeyFile string
-	// LockFile is where this machine remembers the last checkpoint that it has signed. It must outlive the process, no two
-	// processes may share it, and it must not be restored from a backup. Required.
+	// LockFile is where this machine remembers the last checkpoint that it has signed. It must outlive the process, and
+	// must not be restored from a backup: an old one would hide a loss. Notaries on one machine may share it. Required.
 	LockFile string
 
 	// Instance names this process for as long as the installation lives, where that can be known (a StatefulSet's

@@ -85,6 +85,8 @@ func (l *leader) run(ctx context.Context) error {
 		return err
 	}
 	l.setReason(nil)
+	l.observeWitnesses()
+	defer l.metrics.unwitnessed.Set(0) // the next leader's to say
 	for {
 		begun := time.Now()
 		more, err := l.turn(ctx, begun)
@@ -385,7 +387,7 @@ func (l *leader) sign(ctx context.Context) error {
 		return halt(haltKey, "the root log states key %s, which is not in the key file %s", l.log.key, l.cfg.KeyFile)
 	}
 	c := l.log.checkpoint()
-	// Whatever is in the file by now: another process may have been given it by mistake.
+	// Whatever is in the file by now: another notary on this machine may share it.
 	if err := l.lock.check(ctx, l.log, l.prove); err != nil {
 		return err
 	}
@@ -425,8 +427,12 @@ func (l *leader) sign(ctx context.Context) error {
 	if m.GetQuorum() {
 		l.witnessed = c.Size
 	}
-	if l.cosign != nil {
-		l.metrics.unwitnessed.Set(float64(c.Size - l.witnessed))
-	}
+	l.observeWitnesses()
 	return nil
+}
+
+func (l *leader) observeWitnesses() {
+	if l.cosign != nil {
+		l.metrics.unwitnessed.Set(float64(l.log.head.Size - l.witnessed))
+	}
 }

@@ -539,7 +539,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// A lock file that another process has been given too changes under a notary that runs.
+// A lock file that another process shares changes under a notary that runs.
 func TestLockChangesMeanwhile(t *testing.T) {
 	c := kafkatest.Start(t)
 	cfg := sealSome(t, c)

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -137,8 +138,14 @@ func parseKeys(text []byte) (keys, error) {
 }
 
 // CreateKey draws the first key of a root log of this origin, writes it to a new file with mode 0600, and returns the
-// verifier key. It refuses to replace a file: fs.ErrExist. When it returns without an error the file is on disk.
+// verifier key. Without an origin it draws one too: localhost/immutable/ and 32 hexadecimal digits. It refuses to replace a file:
+// fs.ErrExist. When it returns without an error the file is on disk.
 func CreateKey(path, origin string) (verifier string, err error) {
+	if origin == "" {
+		var name [16]byte
+		_, _ = rand.Read(name[:]) // never fails
+		origin = "localhost/immutable/" + hex.EncodeToString(name[:])
+	}
 	pair, err := generateKey(origin)
 	if err != nil {
 		return "", err
@@ -148,6 +155,15 @@ func CreateKey(path, origin string) (verifier string, err error) {
 		return "", fmt.Errorf("creating the notary's key file: %w", err)
 	}
 	return pair.verifier, nil
+}
+
+// VerifierKey returns the verifier key of the newest key in a file.
+func VerifierKey(path string) (string, error) {
+	k, err := loadKeys(path)
+	if err != nil {
+		return "", err
+	}
+	return k.newest().verifier, nil
 }
 
 // RotateKey draws another key, appends it to the file, and returns its verifier key. The notary states it in the root log

@@ -49,6 +49,16 @@ func TestKeyFile(t *testing.T) {
 	if _, err := note.Open(signed, note.VerifierList(verifier)); err != nil {
 		t.Error(err)
 	}
+	if newest, err := VerifierKey(path); err != nil || newest != second {
+		t.Errorf("the newest key is %q (%v), want %q", newest, err, second)
+	}
+	drawn, err := CreateKey(path+"2", "")
+	if err != nil || !strings.HasPrefix(drawn, "localhost/immutable/") {
+		t.Errorf("without an origin: %q, %v", drawn, err)
+	}
+	if err := os.Remove(path + "2"); err != nil {
+		t.Fatal(err)
+	}
 	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
 		t.Errorf("%d files are left: %v", len(left), err)
 	}
@@ -68,7 +78,7 @@ func TestKeyFile(t *testing.T) {
 	if _, err := loadKeys(path + "x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	for _, origin := range []string{"", "a b", "a+b"} {
+	for _, origin := range []string{"a b", "a+b"} {
 		if _, err := CreateKey(filepath.Join(t.TempDir(), "k"), origin); err == nil {
 			t.Errorf("origin %q was taken", origin)
 		}
