@@ -125,11 +125,19 @@ func TestStateThatCannotBeBelieved(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if err := runShortly(t, s); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want %q", err, tc.want)
 			}
 		})
 	}
+}
+
+// runShortly is for what must not run. It does not wait for ever where it does.
+func runShortly(t *testing.T, s *Service) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	return s.Run(ctx)
 }
 
 func TestOneProcess(t *testing.T) {
@@ -140,7 +148,7 @@ func TestOneProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another witness uses") {
+	if err := runShortly(t, second); err == nil || !strings.Contains(err.Error(), "another witness uses") {
 		t.Errorf("beside another: %v", err)
 	}
 	w.stop()

@@ -415,6 +415,9 @@ func TestBadWitnesses(t *testing.T) {
 				if errs := a.count("errors_total", `"`+tc.reason+`"`); errs != float64(round) || a.count("errors_total", "") != errs {
 					t.Errorf("%v of %v errors are of reason %s in round %d; log: %s", errs, a.count("errors_total", ""), tc.reason, round, a.logs)
 				}
+				if tooLong := tc.name == "too much" || tc.name == "without end"; tooLong != strings.Contains(a.logs.String(), "longer than 65536 bytes") {
+					t.Errorf("log: %s", a.logs)
+				}
 				if n := strings.Count(a.logs.String(), "\n"); n != 1 {
 					t.Errorf("%d lines in the log after round %d: %s", n, round, a.logs)
 				}

@@ -162,20 +162,27 @@ func TestUsage(t *testing.T) {
 // Tessera's logs are cosigned by our witness, which runs as its operator would run it: Tessera is what asks, proves and
 // checks the answer.
 func TestWitnessOfTessera(t *testing.T) {
-	dir := t.TempDir()
-	binary := filepath.Join(dir, "immutable")
+	binary := filepath.Join(t.TempDir(), "immutable")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "./cmd/immutable")
 	build.Dir = "../../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
+	for _, algorithm := range []string{"ed25519", "ml-dsa-44"} {
+		t.Run(algorithm, func(t *testing.T) { witnessOfTessera(t, binary, algorithm) })
+	}
+}
+
+func witnessOfTessera(t *testing.T, binary, algorithm string) {
+	t.Helper()
+	dir := t.TempDir()
 	signer, vkey := newKey(t, "example.com/tessera", 3)
 	trustFile := filepath.Join(dir, "trust")
 	if err := os.WriteFile(trustFile, []byte(vkey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	key := filepath.Join(dir, "w.key")
-	out, err := exec.CommandContext(t.Context(), binary, "witness-key", "create", "--file", key, "--name", "w.example/1").Output()
+	out, err := exec.CommandContext(t.Context(), binary, "witness-key", "create", "--file", key, "--name", "w.example/1", "--algorithm", algorithm).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
