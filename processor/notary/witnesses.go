@@ -29,23 +29,33 @@ type WitnessesConfig struct {
 	// Policy is the text of a C2SP tlog-policy file, the one that verifiers use. Its witnesses that have a URL are asked, at most
 	// 15. No default.
 	Policy []byte
+	// Timeout is how long each witness may take for one checkpoint, in all. 1 ms to 1 min, default 5 s.
+	Timeout time.Duration
 	// MaxAnswerBytes bounds what is read of an answer. 1 KiB to 1 MiB, default 64 KiB.
 	MaxAnswerBytes int
 }
 
 func (c WitnessesConfig) withDefaults() WitnessesConfig {
+	if c.Timeout == 0 {
+		c.Timeout = 5 * time.Second
+	}
 	if c.MaxAnswerBytes == 0 {
 		c.MaxAnswerBytes = 64 << 10
 	}
 	return c
 }
 
-// Validate says what is out of its range. It does not read the policy.
+// Validate returns every setting that is out of its range. It does not read the policy.
 func (c WitnessesConfig) Validate() error {
-	if d := c.withDefaults(); d.MaxAnswerBytes < 1<<10 || d.MaxAnswerBytes > 1<<20 {
-		return fmt.Errorf("max witness answer bytes is %d: it must be 1 KiB to 1 MiB", d.MaxAnswerBytes)
+	var errs []error
+	d := c.withDefaults()
+	if d.Timeout < time.Millisecond || d.Timeout > time.Minute {
+		errs = append(errs, fmt.Errorf("witness timeout is %s: it must be 1 ms to 1 min", d.Timeout))
 	}
-	return nil
+	if d.MaxAnswerBytes < 1<<10 || d.MaxAnswerBytes > 1<<20 {
+		errs = append(errs, fmt.Errorf("max witness answer bytes is %d: it must be 1 KiB to 1 MiB", d.MaxAnswerBytes))
+	}
+	return errors.Join(errs...)
 }
 
 // Reasons why a witness has not cosigned, a label of immutable_notary_witness_errors_total.
@@ -107,7 +117,7 @@ func newWitnesses(cfg WitnessesConfig, reg prometheus.Registerer, logger *slog.L
 	}, []string{"witness"})
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 1, IdleConnTimeout: 2 * time.Minute,
-		MaxResponseHeaderBytes: 16 << 10,
+		MaxResponseHeaderBytes: 16 << 10, TLSHandshakeTimeout: cfg.withDefaults().Timeout,
 	}
 	w := &witnesses{cfg: cfg.withDefaults(), trust: trust, logger: logger, client: &http.Client{
 		Transport: transport,
@@ -144,8 +154,8 @@ func (w *witnesses) close() { w.client.CloseIdleConnections() }
 
 // cosign asks every witness at once to cosign a signed checkpoint, but for those that already have, and returns it with the
 // cosignatures that are on it then, their number, and whether they meet the policy's quorum (as none does where that asks for
-// none). It returns when all have answered or failed, which ctx bounds: at its end those that have not answered have failed.
-// A witness that fails is counted, and logged once until it cosigns again.
+// none). It returns when all have answered or failed: at the end of ctx or of the timeout at the latest. A witness that
+// fails is counted, and logged once until it cosigns again.
 //
 // prove returns the consistency proof from oldSize, above 0 and below the checkpoint's size, to the checkpoint. It is called by
 // several goroutines and must return when its ctx ends.
@@ -159,6 +169,8 @@ func (w *witnesses) cosign(
 		w.logger.ErrorContext(ctx, "no witness was asked about what is no checkpoint", slog.Any("error", err))
 		return signed, 0, false
 	}
+	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
+	defer cancel()
 	var asked []*askedWitness
 	_, signatures, _ := bytes.Cut(signed, []byte("\n\n"))
 	for _, x := range w.asked {
