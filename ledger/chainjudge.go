@@ -304,6 +304,9 @@ func (v *ChainVerifier) decide(end *option) {
 	v.layers, v.pending = nil, 0
 	chosen := slices.Clone(path)
 	v.reorder(path)
+	if n := len(path); n > 0 {
+		v.last = path[n-1]
+	}
 	for i, o := range path {
 		if i == len(path)-1 && v.appended(o) {
 			v.fault(Inserted, o.row.Sequence, o.row.Sequence, o.row.ID, fmt.Sprintf("input offset %d is that of a leaf before it", o.row.Offset))
@@ -440,7 +443,7 @@ func (v *ChainVerifier) judge(o *option) {
 		at(Modified, "the following leaf states hash %x for it; stored is %x, and its content gives neither", o.hash, r.stored)
 	case o.how == hashUnknown && v.foreign(r):
 		at(CrossChain, "the leaf came from partition %d of the input, those of this chain come from %d", r.Partition, v.base.position.partition)
-	case o.how == hashUnknown && r.Sequence >= v.wanted():
+	case o.how == hashUnknown && v.beyond(o):
 		at(Inserted, "input offset %d is that of a leaf before it", r.Offset)
 	case o.how == hashUnknown:
 		at(Reordered, "input offset %d belongs elsewhere in the chain", r.Offset)
@@ -457,12 +460,12 @@ func (v *ChainVerifier) judge(o *option) {
 	}
 }
 
-// wanted is the size that the chain must have.
-func (v *ChainVerifier) wanted() uint64 {
+// beyond says whether a leaf is after those that the chain must have.
+func (v *ChainVerifier) beyond(o *option) bool {
 	if n := len(v.sizes); n > 0 {
-		return v.sizes[n-1].Size
+		return o.row.Sequence >= v.sizes[n-1].Size
 	}
-	return v.counts.Size
+	return v.closing && o == v.last
 }
 
 // RootState says what is known of the root over leaves that do not give their hashes.
