@@ -25,6 +25,8 @@ type option struct {
 	// from is what the leaf before it had then; nil where that is not known.
 	from *option
 	cost int
+	// misplaced: what is stored of the leaf belongs elsewhere.
+	misplaced bool
 }
 
 type how uint8
@@ -112,13 +114,13 @@ func (v *ChainVerifier) next(r *row) {
 		last = &v.layers[n-1]
 	}
 	if from, ok := v.holding(r, last); ok {
-		v.decide(from)
+		v.decide(from, r)
 		v.held = r
 		return
 	}
 	// What the leaf states of the one before it does as well, where it agrees with its own hash.
 	if r.Previous != (Hash{}) && r.linked(r.Previous, r.Sequence) {
-		v.decide(v.statedBy(r, last))
+		v.decide(v.statedBy(r, last), r)
 		v.held = r
 		return
 	}
@@ -135,7 +137,7 @@ func (v *ChainVerifier) next(r *row) {
 func (v *ChainVerifier) keep() {
 	if v.pending++; v.pending >= maxPending && !v.replaying {
 		v.replay()
-		v.decide(nil)
+		v.decide(nil, nil)
 	}
 }
 
@@ -199,15 +201,15 @@ func (v *ChainVerifier) addOptions(l *layer, r *row, last *layer) {
 	for _, from := range before {
 		if r.content.err == nil {
 			if hash := r.hash(from.hash, r.Sequence); hash == r.stored {
-				l.options = append(l.options, &option{r, hash, holds, from, from.cost})
+				l.options = append(l.options, &option{row: r, hash: hash, how: holds, from: from, cost: from.cost})
 			} else {
-				l.options = append(l.options, &option{r, hash, hashBad, from, from.cost + 2})
+				l.options = append(l.options, &option{row: r, hash: hash, how: hashBad, from: from, cost: from.cost + 2})
 			}
 		}
 	}
 	if len(before) > 0 && r.stored != (Hash{}) {
 		from := cheapest(before)
-		l.options = append(l.options, &option{r, r.stored, contentBad, from, from.cost + 1})
+		l.options = append(l.options, &option{row: r, hash: r.stored, how: contentBad, from: from, cost: from.cost + 1})
 	}
 	if len(l.options) == 0 {
 		l.options = append(l.options, &option{row: r, how: hashUnknown})
@@ -265,7 +267,7 @@ func (v *ChainVerifier) optionsAt(at int) []*option {
 func (v *ChainVerifier) putIn(r *row, at int, from *option, d int64) {
 	extra := v.layers[at+1:]
 	v.layers = v.layers[:at+1]
-	v.decide(from)
+	v.decide(from, nil)
 	for _, l := range extra {
 		for _, inserted := range l.rows {
 			v.fault(Inserted, l.sequence, l.sequence, inserted.ID, "the leaves after it are renumbered")
@@ -279,7 +281,7 @@ func (v *ChainVerifier) putIn(r *row, at int, from *option, d int64) {
 func (v *ChainVerifier) takenOut(r *row, d int64) {
 	first := v.layers[len(v.layers)-1].rows[0]
 	v.layers = v.layers[:len(v.layers)-1]
-	v.decide(nil)
+	v.decide(nil, nil)
 	v.shift += d
 	first.Sequence += uint64(d)
 	r.Sequence += uint64(d)
@@ -287,8 +289,8 @@ func (v *ChainVerifier) takenOut(r *row, d int64) {
 	v.held = r
 }
 
-// decide settles all that is pending. end is what the last leaf had, nil where nothing tells.
-func (v *ChainVerifier) decide(end *option) {
+// decide settles all that is pending. end is what the last leaf had, nil where nothing tells, and next the leaf that says so.
+func (v *ChainVerifier) decide(end *option, next *row) {
 	if v.held != nil {
 		v.settle(&option{row: v.held, hash: v.held.stored})
 		v.held = nil
@@ -304,26 +306,42 @@ func (v *ChainVerifier) decide(end *option) {
 	v.layers, v.pending = nil, 0
 	chosen := slices.Clone(path)
 	v.reorder(path)
-	if n := len(path); n > 0 {
-		v.last = path[n-1]
-	}
 	for i, o := range path {
-		if i == len(path)-1 && v.appended(o) {
+		after := next
+		if i+1 < len(path) {
+			after = path[i+1].row
+		}
+		if after == nil && v.appended(o) {
 			v.fault(Inserted, o.row.Sequence, o.row.Sequence, o.row.ID, fmt.Sprintf("input offset %d is that of a leaf before it", o.row.Offset))
-			break
+			continue
 		}
-		if v.misplaced(path, i) {
-			o.how = hashUnknown
-			if i+1 < len(path) && path[i+1].how == contentBad {
-				path[i+1].how = unlinked
-			}
-		}
+		v.place(path, i, after)
 		v.settle(o)
 		for _, r := range layers[i].rows {
 			if r != chosen[i].row {
 				v.fault(Inserted, r.Sequence, r.Sequence, r.ID, "another leaf of this sequence is the one that others follow")
 			}
 		}
+	}
+}
+
+// place finds out whether what is stored of a leaf belongs elsewhere: nothing follows its hash, and its place in the input is not between those of
+// its neighbours. Then what follows cannot be linked to it, unless it states the hash.
+func (v *ChainVerifier) place(path []*option, i int, after *row) {
+	o := path[i]
+	if v.base.next < 2 || o.row.content.missing || o.how != contentBad && o.how != stated || after == nil && !v.closing {
+		return
+	}
+	if o.how == contentBad && after != nil && (i+1 == len(path) || path[i+1].how == holds) {
+		return // its hash is followed
+	}
+	o.misplaced = v.foreign(o.row) || !o.row.position().after(v.base.position) || after != nil && !after.position().after(o.row.position())
+	if !o.misplaced || o.how == stated {
+		return
+	}
+	o.how = hashUnknown
+	if i+1 < len(path) && path[i+1].how == contentBad {
+		path[i+1].how = unlinked
 	}
 }
 
@@ -395,26 +413,12 @@ func (v *ChainVerifier) reorderRun(path []*option, first, last int) {
 	copy(path[first:last], fixed)
 }
 
-// misplaced says whether what is stored of a leaf belongs elsewhere: nothing follows its hash, and its place in the input is not between those of
-// its neighbours.
-func (v *ChainVerifier) misplaced(path []*option, i int) bool {
-	o := path[i]
-	if o.how != contentBad || o.row.content.missing || v.base.next < 2 {
+// appended says whether the last leaf is a copy of another, beyond those that the chain must have.
+func (v *ChainVerifier) appended(o *option) bool {
+	if n := len(v.sizes); n > 0 && o.row.Sequence < v.sizes[n-1].Size {
 		return false
 	}
-	if i+1 < len(path) {
-		next := path[i+1]
-		if next.how == holds {
-			return false
-		}
-		return !o.row.position().after(v.base.position) || !next.row.position().after(o.row.position()) || v.foreign(o.row)
-	}
-	return v.closing && (!o.row.position().after(v.base.position) || v.foreign(o.row))
-}
-
-// appended says whether the last leaf is a copy with a sequence beyond the others.
-func (v *ChainVerifier) appended(o *option) bool {
-	return v.closing && o.how == unlinked && o.row.Sequence > v.base.next && v.base.next >= 2 && !o.row.position().after(v.base.position)
+	return v.closing && (o.how == unlinked || o.how == contentBad) && v.base.next >= 2 && !v.foreign(o.row) && !o.row.position().after(v.base.position)
 }
 
 // foreign: a chain has one partition of each generation of the input.
@@ -435,18 +439,16 @@ func (v *ChainVerifier) judge(o *option) {
 		at(Missing, "%v", r.content.err)
 	case r.content.err != nil:
 		at(Modified, "%v", r.content.err)
-	case o.how == hashBad && r.stored == Hash{}:
+	case r.stored == Hash{}:
 		at(Missing, "its leaf is not stored, its content is")
 	case o.how == hashBad:
 		at(Modified, "the stored leaf hash is %x; content and following leaf give %x", r.stored, o.hash)
+	case o.misplaced && v.foreign(r):
+		at(CrossChain, "the leaf came from partition %d of the input, those of this chain come from %d", r.Partition, v.base.position.partition)
+	case o.misplaced:
+		at(Reordered, "input offset %d belongs elsewhere in the chain", r.Offset)
 	case o.how == stated:
 		at(Modified, "the following leaf states hash %x for it; stored is %x, and its content gives neither", o.hash, r.stored)
-	case o.how == hashUnknown && v.foreign(r):
-		at(CrossChain, "the leaf came from partition %d of the input, those of this chain come from %d", r.Partition, v.base.position.partition)
-	case o.how == hashUnknown && v.beyond(o):
-		at(Inserted, "input offset %d is that of a leaf before it", r.Offset)
-	case o.how == hashUnknown:
-		at(Reordered, "input offset %d belongs elsewhere in the chain", r.Offset)
 	case o.how == contentBad:
 		if len(v.suspects) == maxSuspects {
 			v.Conclude(RootUnknown)
@@ -458,14 +460,6 @@ func (v *ChainVerifier) judge(o *option) {
 	if o.how == holds {
 		v.lastHeld = r
 	}
-}
-
-// beyond says whether a leaf is after those that the chain must have.
-func (v *ChainVerifier) beyond(o *option) bool {
-	if n := len(v.sizes); n > 0 {
-		return o.row.Sequence >= v.sizes[n-1].Size
-	}
-	return v.closing && o == v.last
 }
 
 // RootState says what is known of the root over leaves that do not give their hashes.

@@ -60,8 +60,6 @@ type ChainVerifier struct {
 	layers  []layer
 	pending int
 	closing bool
-	// last is the end of what is being decided.
-	last *option
 	// replaying: what is pending is gone through again.
 	replaying bool
 	// lastHeld is the leaf before base's next where it held.
@@ -281,7 +279,7 @@ func (v *ChainVerifier) checkTime(r *row) {
 
 // checkPrevious compares what a store that keeps it says of the leaf before.
 func (v *ChainVerifier) checkPrevious(r *row, o *option) {
-	if o.how == holds && r.Previous != (Hash{}) && v.base.known && r.Previous != v.base.hash {
+	if o.how == holds && r.Previous != (Hash{}) && v.base.known && v.base.next == r.Sequence && r.Previous != v.base.hash {
 		v.fault(Modified, r.Sequence, r.Sequence, r.ID, fmt.Sprintf("previous is stated as %x, the leaf before it has hash %x", r.Previous, v.base.hash))
 	}
 }
@@ -348,7 +346,7 @@ func (v *ChainVerifier) reach(m *Mark) {
 func (v *ChainVerifier) Close() {
 	v.closing = true
 	v.replay()
-	v.decide(nil)
+	v.decide(nil, nil)
 	v.passCuts(math.MaxUint64)
 	if n := len(v.sizes); n > 0 {
 		last := v.sizes[n-1].Size

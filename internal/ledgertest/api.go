@@ -160,13 +160,13 @@ func (l *Ledger) chains(workspace [16]byte) ([]byte, error) {
 	index := l.lastEpoch()
 	chains := []map[string]any{}
 	for i, c := range l.Chains {
-		if c.Workspace != workspace || i >= len(l.steps[index].sizes) || l.steps[index].sizes[i] == 0 {
+		if c.Workspace != workspace || i >= len(l.stated[index]) || l.stated[index][i].size == 0 {
 			continue
 		}
-		size := min(l.steps[index].sizes[i], uint64(len(c.Leaves)))
+		is := l.stated[index][i]
 		chains = append(chains, map[string]any{
 			"workspace": ledger.Hex16(c.Workspace), "incarnation": ledger.Hex16(c.Incarnation), "lane": c.Lane, "lanes": c.Lanes, "chain": c.ID,
-			"size": size, "root": c.Root(size), "map": l.maps[index].Prove(c.ID),
+			"size": is.size, "root": is.root, "map": l.maps[index].Prove(c.ID),
 		})
 	}
 	return json.Marshal(map[string]any{"data": map[string]any{"epoch": epoch, "log_proof": logProof, "keys": keys, "chains": chains}})
@@ -243,13 +243,14 @@ func (c *Chain) line(f *Leaf) ([]byte, error) {
 // Bundle proves a leaf by the newest epoch.
 func (l *Ledger) Bundle(c *Chain, sequence uint64) (*ledger.Bundle, error) {
 	index := l.lastEpoch()
-	size := uint64(0)
+	var is stated
 	for i := range l.Chains {
 		if l.Chains[i] == c {
-			size = min(l.steps[index].sizes[i], uint64(len(c.Leaves)))
+			is = l.stated[index][i]
 		}
 	}
-	b := &ledger.Bundle{Size: size, Root: c.Root(size), Map: l.maps[index].Prove(c.ID)}
+	size := is.size
+	b := &ledger.Bundle{Size: size, Root: is.root, Map: l.maps[index].Prove(c.ID)}
 	var err error
 	if b.Epoch, b.LogProof, b.Keys, err = l.proofs(); err != nil {
 		return nil, err

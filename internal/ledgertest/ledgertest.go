@@ -112,6 +112,12 @@ type step struct {
 	at    time.Time
 }
 
+// stated is what an epoch says of a chain.
+type stated struct {
+	size uint64
+	root ledger.Hash
+}
+
 // Ledger is an installation's whole ledger. Change what is exported, then call Rebuild.
 type Ledger struct {
 	Chains []*Chain
@@ -127,6 +133,7 @@ type Ledger struct {
 	steps  []step
 	keys   []Key
 	maps   map[uint64]*ledger.Map
+	stated map[uint64][]stated // by epoch, of each chain
 	levels [][]ledger.Hash
 	next   [Partitions]struct{ ledger, input uint64 }
 	events int
@@ -142,7 +149,7 @@ func New() *Ledger {
 
 func (l *Ledger) reset() {
 	l.Entries, l.Nodes, l.Checkpoints, l.head = nil, nil, map[uint64][]byte{}, ledger.Head{}
-	l.keys, l.maps, l.levels = nil, map[uint64]*ledger.Map{}, nil
+	l.keys, l.maps, l.stated, l.levels = nil, map[uint64]*ledger.Map{}, map[uint64][]stated{}, nil
 }
 
 // Workspace of a number.
@@ -338,9 +345,11 @@ func (l *Ledger) enter(s step) {
 func (l *Ledger) epoch(s step) *ledger.Epoch {
 	m := new(ledger.Map)
 	positions := make([]uint64, Partitions)
+	var all []stated
 	for i, size := range s.sizes {
 		c := l.Chains[i]
 		size = min(size, uint64(len(c.Leaves)))
+		all = append(all, stated{size, c.Root(size)})
 		if size == 0 {
 			continue
 		}
@@ -348,7 +357,7 @@ func (l *Ledger) epoch(s step) *ledger.Epoch {
 		p := &positions[c.Partition]
 		*p = max(*p, c.Leaves[size-1].LedgerOffset+2)
 	}
-	l.maps[l.head.Size] = m
+	l.maps[l.head.Size], l.stated[l.head.Size] = m, all
 	return &ledger.Epoch{MapRoot: m.Root(), Chains: uint64(m.Len()), Positions: positions}
 }
 
