@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -207,7 +208,7 @@ func (c *Chain) bundleLeaf(f *Leaf) ledger.BundleLeaf {
 		return b
 	}
 	if f.Disclosure != nil {
-		b.Disclosure = f.Disclosure
+		b.Disclosure = slices.Clone(f.Disclosure)
 		return b
 	}
 	seed := ledger.Hex16(f.Seed)
