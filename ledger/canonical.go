@@ -157,6 +157,10 @@ func (r *canonicalReader) member(depth int, prefix string, name []byte) error {
 func (r *canonicalReader) pointer(prefix string, token []byte) []byte {
 	start := len(r.paths)
 	r.paths = append(r.paths, prefix...)
+	if bytes.IndexByte(token, '~') < 0 && bytes.IndexByte(token, '/') < 0 {
+		r.paths = append(r.paths, token...)
+		return r.paths[start:len(r.paths):len(r.paths)]
+	}
 	for _, c := range token {
 		switch c {
 		case '~':
@@ -224,6 +228,7 @@ func (r *canonicalReader) text() ([]byte, error) {
 	var unescaped []byte
 	copied := start // what is before it is in unescaped
 	for {
+		r.skipPlain()
 		switch c := r.next(); {
 		case c == '"':
 			text := r.body[start:r.at]
@@ -243,8 +248,6 @@ func (r *canonicalReader) text() ([]byte, error) {
 			copied = r.at
 		case c < 0x20:
 			return nil, r.fail("want a character of a string")
-		case c < utf8.RuneSelf:
-			r.at++
 		default:
 			_, size := utf8.DecodeRune(r.body[r.at:])
 			if size == 1 {
@@ -253,6 +256,15 @@ func (r *canonicalReader) text() ([]byte, error) {
 			r.at += size
 		}
 	}
+}
+
+// skipPlain goes over what stands for itself in a string.
+func (r *canonicalReader) skipPlain() {
+	body, at := r.body, r.at
+	for at < len(body) && body[at] >= 0x20 && body[at] < utf8.RuneSelf && body[at] != '"' && body[at] != '\\' {
+		at++
+	}
+	r.at = at
 }
 
 // escaped returns the character that a text begins with the one permitted escape of, and that escape's size; 0 where
