@@ -170,7 +170,7 @@ func (a *asker) count(name, text string) (sum float64) {
 	return sum
 }
 
-func TestWitnesses(t *testing.T) {
+func TestCosigning(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, leaks) })
 	l := newWitnessedLog(t)
