@@ -66,7 +66,7 @@ var labels = map[string]string{
 	"immutable_processor_seal_transactions_total.result":      "`committed`, `aborted`, `failed`",
 	"immutable_query_requests_total.code":                     "status codes that the API answers with",
 	"immutable_query_requests_total.endpoint":                 "endpoints that read or manage",
-	"immutable_query_statement_duration_seconds.statement":    "`page`, `count`, `event`, `leaves`",
+	"immutable_query_statement_duration_seconds.statement":    "`page`, `count`, `event`, `leaves`, `redaction_target`, `redaction_done`",
 	"immutable_query_totals_skipped_total.reason":             "`rows`, `time`",
 	"immutable_query_unavailable_total.reason":                "`busy`, `away`, `timeout`, `stopping`, `unknown`",
 	"immutable_rootlog_halted.reason":                         "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `fetch_failed`",
@@ -123,7 +123,7 @@ func everyService(t *testing.T) *described {
 	must(err)
 	_, err = notary.New(notary.Config{Kafka: broker, Layout: layout, KeyFile: keyFile, LockFile: keyFile + ".lock"}, reg, logger)
 	must(err)
-	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
+	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, view, reg, logger)
 	must(err)
 	_, err = rootlog.New(rootlog.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/sinks/chwriter"
 	"getimmutable.dev/immutable/sinks/rootlog"
@@ -30,7 +31,12 @@ func (c *sinksCmd) Run(ctx context.Context, p *process) error {
 	if err := s.checkClickHouse(ctx, tables); err != nil {
 		return err
 	}
-	writer, err := chwriter.New(chwriter.Config{Kafka: cfg, ClickHouse: tables, Instance: c.Instance}, s.reg, p.logger)
+	// What was redacted is all that it has to know of the configuration, and takes no master key.
+	view, err := control.NewView(control.ViewConfig{Kafka: cfg, RedactionsOnly: true}, s.reg, p.logger)
+	if err != nil {
+		return err
+	}
+	writer, err := chwriter.New(chwriter.Config{Kafka: cfg, ClickHouse: tables, Instance: c.Instance}, view, s.reg, p.logger)
 	if err != nil {
 		return err
 	}
@@ -39,6 +45,7 @@ func (c *sinksCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	return s.run(ctx, httpserver.Config{}, nil,
+		part{name: "control view", run: view.Run, ready: view.Ready},
 		part{name: "clickhouse writer", run: writer.Run, ready: writer.Ready},
 		part{name: "root log writer", run: log.Run, ready: log.Ready},
 	)

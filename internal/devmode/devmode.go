@@ -259,7 +259,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	if err != nil {
 		return nil, err
 	}
-	writer, err := chwriter.New(chwriter.Config{Kafka: s.kafka, ClickHouse: s.clickhouse, Instance: instance}, u.reg, u.logger)
+	writer, err := chwriter.New(chwriter.Config{Kafka: s.kafka, ClickHouse: s.clickhouse, Instance: instance}, view, u.reg, u.logger)
 	if err != nil {
 		return nil, err
 	}

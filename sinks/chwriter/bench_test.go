@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/kafka/realkafka"
@@ -141,7 +142,7 @@ func encodeRaw(b *testing.B, r *rig, batches []*batch) [][2]proto.Input {
 	i := r.inserter()
 	var all [][2]proto.Input
 	for _, bt := range batches {
-		if _, _, err := i.load(bt.records[0].Partition, bt.records, 1<<30); err != nil {
+		if _, _, err := i.load(bt.records[0].Partition, bt.records, 1<<30, new(control.Redactions)); err != nil {
 			b.Fatal(err)
 		}
 		var both [2]proto.Input
@@ -230,7 +231,7 @@ func insertColumns(b *testing.B, dsn string, batches []*batch) {
 				return err
 			}
 			for bt := range work {
-				if _, _, err := i.load(bt.records[0].Partition, bt.records, 64); err != nil {
+				if _, _, err := i.load(bt.records[0].Partition, bt.records, 64, new(control.Redactions)); err != nil {
 					return err
 				}
 				for _, table := range []string{tableLeaves, tableEvents} {
@@ -258,11 +259,13 @@ func (r *rig) writeAll(b *testing.B, dsn string) {
 	cfg.ClickHouse.DSN, cfg.Linger, cfg.VerifyEvery = dsn, 0, 0 // the defaults
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
-	w, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	view := newView(b, r.kafka.Config)
+	w, err := New(cfg, view, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
 	var run sync.WaitGroup
+	run.Go(func() { _ = view.Run(ctx) })
 	run.Go(func() {
 		if err := w.Run(ctx); err != nil {
 			b.Error(err)

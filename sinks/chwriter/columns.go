@@ -188,10 +188,12 @@ type eventColumns struct {
 	input                         proto.Input
 }
 
-var textColumns = [textFields]struct {
+type textColumn struct {
 	name string
 	dict bool
-}{
+}
+
+var textColumns = [textFields]textColumn{
 	actorID:        {"actor_id", false},
 	actorName:      {"actor_name", false},
 	actorType:      {"actor_type", true},
@@ -269,7 +271,7 @@ func (c *eventColumns) append(s *sealed, part uint32, partition int32, offset in
 	c.metadata.endRow()
 	c.body.AppendBytes(s.body)
 	c.seed.Append(s.seed)
-	c.disclosure.Append("") // set by a redaction
+	c.disclosure.AppendBytes(s.disclosure)
 }
 
 // leafColumns is one batch for the table leaves.

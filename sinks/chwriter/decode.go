@@ -21,6 +21,7 @@ type sealed struct {
 	offset                                  uint64
 
 	id, workspace, incarnation, seed, body, bodyRoot []byte
+	disclosure                                       []byte // of what was redacted, see redact
 	recordedAt, occurredAt                           int64
 	lane, lanes                                      uint64
 

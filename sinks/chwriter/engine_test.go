@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/chdb"
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
@@ -32,7 +33,7 @@ func (r *rig) load(n int) *inserter {
 		records[k] = &rec
 	}
 	i := r.inserter()
-	if _, _, err := i.load(0, records, 64); err != nil {
+	if _, _, err := i.load(0, records, 64, new(control.Redactions)); err != nil {
 		r.tb.Fatal(err)
 	}
 	return i
@@ -129,7 +130,7 @@ func TestEngineClosesASilentConnection(t *testing.T) {
 	<-p.closedByServer
 
 	records := r.sealer.events(100)
-	if _, _, err := i.load(0, records, 1); err != nil {
+	if _, _, err := i.load(0, records, 1, new(control.Redactions)); err != nil {
 		t.Fatal(err)
 	}
 	i.close()

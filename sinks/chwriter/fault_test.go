@@ -91,7 +91,7 @@ func TestRefusesAnotherSchema(t *testing.T) {
 	db := clickhousetest.StartEmpty(t)
 	cfg := Config{ClickHouse: db.Config()}
 	cfg.Kafka.Brokers = []string{"127.0.0.1:1"}
-	w, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	w, err := New(cfg, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestConfigValidate(t *testing.T) {
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
-			if _, newErr := New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)); (newErr == nil) != (err == nil) {
+			if _, newErr := New(cfg, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)); (newErr == nil) != (err == nil) {
 				t.Errorf("New says %v, Validate %v", newErr, err)
 			}
 		})
@@ -255,7 +255,7 @@ func TestConfigValidate(t *testing.T) {
 func TestRunEndsBeforeClickHouseIsThere(t *testing.T) {
 	cfg := Config{ClickHouse: clickhouse.Config{DSN: "clickhouse://127.0.0.1:1/d"}}
 	cfg.Kafka.Brokers = []string{"127.0.0.1:1"}
-	w, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	w, err := New(cfg, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	clickhousego "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
 )
 
@@ -34,9 +35,10 @@ type inserter struct {
 	connected     time.Time  // when client was dialled
 	used          time.Time  // when a query on client last ended
 
-	events *eventColumns
-	leaves *leafColumns
-	record sealed
+	events  *eventColumns
+	leaves  *leafColumns
+	record  sealed
+	demands demands // of the batch's redactions
 }
 
 func newInserter(cfg clickhouse.Config, serverTimeout time.Duration) (*inserter, error) {
@@ -139,17 +141,24 @@ func (i *inserter) close() {
 	}
 }
 
-// load fills the columns with the batch and returns how many of its records are in them: all, unless err says what is
-// wrong with the next.
-func (i *inserter) load(partition int32, records []*kgo.Record, verifyEvery int) (n, verified int, err error) {
+// load fills the columns with the batch, without what was redacted, and returns how many of its records are in them: all,
+// unless err says what is wrong with the next.
+func (i *inserter) load(
+	partition int32, records []*kgo.Record, verifyEvery int, redactions *control.Redactions,
+) (n, verified int, err error) {
 	i.events.input.Reset()
 	i.leaves.input.Reset()
+	i.demands = demands{}
 	var part uint32
 	for n, r := range records {
 		err := i.record.decode(r.Value)
 		if err == nil && r.Offset%int64(verifyEvery) == 0 {
 			verified++
 			err = verify(&i.record)
+		}
+		if err == nil && !i.record.genesis() {
+			i.demands.add(&i.record, r.Offset)
+			err = i.record.redact(redactions)
 		}
 		if err != nil {
 			return n, verified, err

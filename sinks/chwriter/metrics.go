@@ -27,6 +27,10 @@ type metrics struct {
 	verified        prometheus.Counter
 	halts           prometheus.Counter
 	commitRetries   prometheus.Counter
+	erased          prometheus.Counter
+	eraseMissing    prometheus.Counter
+	eraseUnreadable prometheus.Counter
+	eraseSeconds    prometheus.Histogram
 	insertSeconds   prometheus.Histogram
 	readableSeconds prometheus.Histogram
 }
@@ -67,15 +71,22 @@ func newMetrics(reg prometheus.Registerer, w *Writer) *metrics {
 		Name: "immutable_chwriter_rows_total", Help: "Rows inserted, by table.",
 	}, []string{"table"})
 	return &metrics{
-		events:        rows.WithLabelValues(tableEvents),
-		leaves:        rows.WithLabelValues(tableLeaves),
-		batches:       counter("batches_total", "Batches written: one insert into each table."),
-		retries:       counter("insert_retries_total", "Attempts at an insert or a query of ClickHouse's that failed and were followed by another."),
-		takenOver:     counter("batches_taken_over_total", "Batches that another writer, or this one before a restart, had announced and not committed."),
-		skipped:       counter("records_skipped_total", "Records passed over because they are in ClickHouse already."),
-		verified:      counter("records_verified_total", "Records recomputed from their content and found as the ledger says."),
-		halts:         counter("halts_total", "Times that a partition was halted."),
-		commitRetries: counter("commit_retries_total", "Offset commits that failed and were tried again."),
+		events:          rows.WithLabelValues(tableEvents),
+		leaves:          rows.WithLabelValues(tableLeaves),
+		batches:         counter("batches_total", "Batches written: one insert into each table."),
+		retries:         counter("insert_retries_total", "Attempts at an insert or a query of ClickHouse's that failed and were followed by another."),
+		takenOver:       counter("batches_taken_over_total", "Batches that another writer, or this one before a restart, had announced and not committed."),
+		skipped:         counter("records_skipped_total", "Records passed over because they are in ClickHouse already."),
+		verified:        counter("records_verified_total", "Records recomputed from their content and found as the ledger says."),
+		halts:           counter("halts_total", "Times that a partition was halted."),
+		commitRetries:   counter("commit_retries_total", "Offset commits that failed and were tried again."),
+		erased:          counter("redacted_rows_total", "Rows of redacted events that were rewritten."),
+		eraseMissing:    counter("redactions_without_row_total", "Redactions of events that ClickHouse does not have."),
+		eraseUnreadable: counter("unreadable_redactions_total", "Redactions whose body does not say what is redacted; nothing is erased."),
+		eraseSeconds: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "immutable_chwriter_redaction_seconds", Help: "Time in which ClickHouse has carried out one mutation for redactions.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 14),
+		}),
 		insertSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "immutable_chwriter_insert_seconds", Help: "Duration of one successful insert into one table.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),

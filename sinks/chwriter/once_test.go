@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/schemas"
 )
@@ -300,7 +301,7 @@ func tokenWithoutRows(t *testing.T, r *rig) {
 	announced := make(map[int32]kadm.Offset)
 	for p, records := range r.ledger() {
 		i := r.inserter()
-		if _, _, err := i.load(p, records, 1); err != nil {
+		if _, _, err := i.load(p, records, 1, new(control.Redactions)); err != nil {
 			t.Fatal(err)
 		}
 		b := newBatch(records)

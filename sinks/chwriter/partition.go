@@ -27,6 +27,8 @@ import (
 //     takes a partition away only after close has returned.
 //   - Where an insert may have been made before, its rows are counted first: the token alone would not do, because
 //     ClickHouse writes it and the rows one after the other, and may be killed in between.
+//
+// A redaction is carried out when its batch is in the tables and before that counts: see erase.
 type partition struct {
 	w      *Writer
 	id     int32
@@ -143,6 +145,9 @@ func (p *partition) step(ctx context.Context) error {
 	}
 	if p.has(tableLeaves, b) && p.has(tableEvents, b) {
 		p.w.metrics.skipped.Add(float64(len(b.records)))
+		if err := p.eraseOf(ctx, b.records); err != nil {
+			return err
+		}
 		p.wrote(b)
 		return nil
 	}
@@ -168,20 +173,38 @@ func (p *partition) wrote(b *batch) {
 	p.queue.wrote(b.last + 1)
 }
 
-// write brings a batch into the tables. When it returns nil the rows are in ClickHouse and can be read.
+// write brings a batch into the tables and carries out its redactions. When it returns nil the rows are in ClickHouse and
+// can be read, and what was redacted cannot.
 func (p *partition) write(ctx context.Context, b *batch) error {
-	i, err := p.w.borrow(ctx)
+	b, d, bad, err := p.bring(ctx, b)
 	if err != nil {
 		return err
 	}
+	if err := p.erase(ctx, d); err != nil {
+		return err
+	}
+	p.wrote(b)
+	if bad != nil {
+		return errors.Join(bad, p.commitPending(ctx))
+	}
+	return nil
+}
+
+// bring brings a batch into the tables, or what of it stands before a bad record. It returns what is in the tables then,
+// what its redactions demand, and what is wrong with the record after it.
+func (p *partition) bring(ctx context.Context, b *batch) (brought *batch, d demands, bad, err error) {
+	i, err := p.w.borrow(ctx)
+	if err != nil {
+		return nil, d, nil, err
+	}
 	defer p.w.giveBack(i)
 
-	n, verified, bad := i.load(p.id, b.records, p.w.cfg.VerifyEvery)
+	n, verified, bad := i.load(p.id, b.records, p.w.cfg.VerifyEvery, p.w.view.Redactions())
 	p.w.metrics.verified.Add(float64(verified))
 	if bad != nil {
 		bad = badRecord(b.records[n], bad)
 		if n == 0 || b.takenOver {
-			return errors.Join(bad, p.commitPending(ctx))
+			return nil, d, nil, errors.Join(bad, p.commitPending(ctx))
 		}
 		// What stands before it is as good as ever; its rows are loaded.
 		b = newBatch(b.records[:n])
@@ -191,21 +214,17 @@ func (p *partition) write(ctx context.Context, b *batch) error {
 			continue
 		}
 		if err := p.insert(ctx, i, table, b); err != nil {
-			return err
+			return nil, d, nil, err
 		}
 	}
 	crash.Point("chwriter-after-insert")
 	// Durable: both tables have the batch. Not yet durable: that they do; until the next commit, another owner would
 	// repeat the batch and ClickHouse drop it.
-	p.wrote(b)
 	p.w.metrics.batches.Inc()
 	p.w.metrics.leaves.Add(float64(i.rows(tableLeaves)))
 	p.w.metrics.events.Add(float64(i.rows(tableEvents)))
 	p.w.metrics.readableSeconds.Observe(time.Since(b.records[0].Timestamp).Seconds())
-	if bad != nil {
-		return errors.Join(bad, p.commitPending(ctx))
-	}
-	return nil
+	return b, i.demands, bad, nil
 }
 
 // announce commits that everything before b is written and that b is about to be, once for each connection that b is

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
 )
 
@@ -28,13 +29,19 @@ func writerProcess(args []string) int {
 	}
 	cfg.Kafka.Brokers = strings.Split(args[0], ",")
 	cfg.Kafka.TopicPrefix = args[1]
-	w, err := New(cfg, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	view, err := control.NewView(control.ViewConfig{Kafka: cfg.Kafka, RedactionsOnly: true}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	w, err := New(cfg, view, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	go func() { _ = view.Run(ctx) }() // it ends with the process
 	if err := w.Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -21,9 +21,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/event"
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/internal/loadgen"
 	"getimmutable.dev/immutable/ledger"
@@ -97,8 +99,14 @@ func (s *sealer) events(n int) (records []*kgo.Record) {
 // event returns the ledger records of one event: itself, with a genesis before it where it is its chain's first.
 func (s *sealer) event(json []byte) (records []*kgo.Record) {
 	s.tb.Helper()
+	return s.input(event.Input{JSON: json})
+}
+
+func (s *sealer) input(in event.Input) (records []*kgo.Record) {
+	s.tb.Helper()
 	s.clock = s.clock.Add(time.Microsecond)
-	r, err := s.builder.Build(&s.ws, event.Input{JSON: json, RecordedAt: s.clock})
+	in.RecordedAt = s.clock
+	r, err := s.builder.Build(&s.ws, in)
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -120,7 +128,7 @@ func (s *sealer) event(json []byte) (records []*kgo.Record) {
 		records = append(records, s.record(head, &leaf, genesis, r.Key, partition, s.clock))
 	}
 	leaf := ledger.Leaf{
-		Kind: ledger.KindEvent, ID: r.ID, RecordedAt: e.RecordedAt, Partition: uint16(partition), Offset: s.offsets[partition],
+		Kind: ledger.Kind(e.Kind), ID: r.ID, RecordedAt: e.RecordedAt, Partition: uint16(partition), Offset: s.offsets[partition],
 		FieldCount: uint16(e.FieldCount), BodyRoot: ledger.Hash(e.BodyRoot),
 	}
 	s.offsets[partition]++
@@ -200,19 +208,33 @@ type running struct {
 	stop func() // and waits
 }
 
+// newView is a view of redactions that does not run.
+func newView(tb testing.TB, cfg kafka.Config) *control.View {
+	tb.Helper()
+	view, err := control.NewView(control.ViewConfig{Kafka: cfg, RedactionsOnly: true}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return view
+}
+
 // start runs a writer until the test's end or stop.
 func (r *rig) start(cfg Config) *running {
 	r.tb.Helper()
 	log := &logBuffer{}
 	reg := prometheus.NewRegistry()
-	w, err := New(cfg, reg, slog.New(slog.NewTextHandler(log, nil)))
+	view := newView(r.tb, r.kafka.Config)
+	w, err := New(cfg, view, reg, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		r.tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.tb.Context()))
 	done := make(chan error, 1)
+	var viewing sync.WaitGroup
+	viewing.Go(func() { _ = view.Run(ctx) })
 	go func() { done <- w.Run(ctx) }()
 	stop := sync.OnceFunc(func() {
+		defer viewing.Wait()
 		cancel()
 		select {
 		case err := <-done:

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/schemas"
 )
@@ -26,12 +27,14 @@ import (
 // Writer is a member of the group immutable.clickhouse. One is enough for an installation; several share its partitions.
 type Writer struct {
 	cfg     Config
+	view    *control.View // of redactions
 	topic   string
 	common  []kgo.Opt // of every client of the cluster
 	opts    []kgo.Opt // of the group's member
 	logger  *slog.Logger
 	metrics *metrics
 	outages outages
+	eraser  *eraser
 
 	// inserters are the ones that nobody has borrowed.
 	inserters chan *inserter
@@ -48,14 +51,16 @@ type Writer struct {
 	halted     map[int32]error
 }
 
-// New returns a writer that has not begun. It reads the files that cfg names.
-func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, error) {
+// New returns a writer that has not begun. It reads the files that cfg names. view, of which redactions are enough, must be
+// run by the caller.
+func New(cfg Config, view *control.View, reg prometheus.Registerer, logger *slog.Logger) (*Writer, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
 	w := &Writer{
 		cfg:        cfg,
+		view:       view,
 		topic:      cfg.Kafka.Topic(schemas.TopicLedger),
 		logger:     logger,
 		inserters:  make(chan *inserter, cfg.Inserters),
@@ -103,6 +108,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Writer, e
 		return nil, fmt.Errorf("clickhouse writer: %w", err)
 	}
 	w.metrics = newMetrics(reg, w)
+	w.eraser = &eraser{turn: make(chan struct{}, 1), metrics: w.metrics}
 	return w, nil
 }
 
@@ -114,6 +120,19 @@ func (w *Writer) Run(ctx context.Context) error {
 	if err := w.checkTables(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
+	tables := w.cfg.ClickHouse
+	tables.MaxOpenConns = 1 // what was changed is looked at where it was changed
+	conn, err := clickhouse.Open(tables)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	w.eraser.conn = conn
+	var erasing sync.WaitGroup
+	defer erasing.Wait()
+	eraseCtx, stopErasing := context.WithCancel(ctx)
+	defer stopErasing()
+	erasing.Go(func() { w.eraseAll(eraseCtx) })
 	client, err := kgo.NewClient(w.opts...)
 	if err != nil {
 		return fmt.Errorf("clickhouse writer: %w", err)

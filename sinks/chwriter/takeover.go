@@ -22,6 +22,10 @@ const (
 // takeOver finishes what the owner before has begun, once the tables have what it has finished.
 func (p *partition) takeOver(ctx context.Context) error {
 	p.lookedAt = time.Now()
+	// Everything that was redacted so far is known before the first row is written.
+	if err := p.retry(ctx, systemKafka, p.w.view.Current); err != nil {
+		return err
+	}
 	for _, table := range []string{tableLeaves, tableEvents} {
 		if err := p.checkHeld(ctx, table); err != nil {
 			return err
