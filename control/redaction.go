@@ -76,18 +76,27 @@ func (r *Redactions) Lookup(id EventID) (*Redaction, error) {
 	}
 }
 
-// Mask returns the body of an event without what was redacted of it: the body itself where nothing was. An error means
-// that it must not be shown at all.
-func (r *Redactions) Mask(id EventID, body []byte) ([]byte, error) {
+// Mask returns the body of an event without what was redacted of it, and the paths of that: the body itself where nothing
+// was. Where something was and the record of it cannot be read, nothing is left but what cannot be redacted. The error
+// says that the body cannot be read: it must not be shown at all.
+func (r *Redactions) Mask(id EventID, body []byte) (masked []byte, redacted []string, err error) {
 	redaction, err := r.Lookup(id)
-	if redaction == nil || err != nil {
-		return body, err
+	switch {
+	case err != nil:
+		all, _, err := (&event.Content{Body: body}).Fields()
+		if err != nil {
+			return nil, nil, fmt.Errorf("masking event %s: %w", uuid.UUID(id.Event), err)
+		}
+		redacted = slices.DeleteFunc(all, event.Protected)
+	case redaction == nil:
+		return body, nil, nil
+	default:
+		redacted = redaction.Paths
 	}
-	masked, err := event.Mask(body, redaction.Paths)
-	if err != nil {
-		return nil, fmt.Errorf("masking event %s: %w", uuid.UUID(id.Event), err)
+	if masked, err = event.Mask(body, redacted); err != nil {
+		return nil, nil, fmt.Errorf("masking event %s: %w", uuid.UUID(id.Event), err)
 	}
-	return masked, nil
+	return masked, redacted, nil
 }
 
 // Since returns the events that have been redacted, or redacted further, since the view had seen n redactions, and how

@@ -111,15 +111,16 @@ func TestRedactEvent(t *testing.T) {
 		if diff := cmp.Diff(second, got, cmp.AllowUnexported(Redaction{})); diff != "" || err != nil {
 			t.Errorf("%v (-written +seen):\n%s", err, diff)
 		}
-		masked, err := v.Redactions().Mask(id, []byte(body))
-		if want := `{"action":"a","occurred_at":"2026-11-24T09:59:00.000000Z","tenant_id":"t"}`; string(masked) != want || err != nil {
-			t.Errorf("masked: %s, %v", masked, err)
+		masked, paths, err := v.Redactions().Mask(id, []byte(body))
+		if want := `{"action":"a","occurred_at":"2026-11-24T09:59:00.000000Z","tenant_id":"t"}`; string(masked) != want ||
+			!cmp.Equal(paths, second.Paths) || err != nil {
+			t.Errorf("masked: %s, %q, %v", masked, paths, err)
 		}
 		other := EventID{ws.ID, [16]byte{1}}
-		if plain, err := v.Redactions().Mask(other, []byte(body)); string(plain) != body || err != nil {
-			t.Errorf("another event: %s, %v", plain, err)
+		if plain, paths, err := v.Redactions().Mask(other, []byte(body)); string(plain) != body || paths != nil || err != nil {
+			t.Errorf("another event: %s, %q, %v", plain, paths, err)
 		}
-		if masked, err := v.Redactions().Mask(id, []byte("no JSON")); masked != nil || err == nil {
+		if masked, _, err := v.Redactions().Mask(id, []byte("no JSON")); masked != nil || err == nil {
 			t.Errorf("what cannot be masked: %s, %v", masked, err)
 		}
 		if n := valueOf(t, v.metrics.redactions); n != 1 {
@@ -188,7 +189,7 @@ func TestRedactionOfAFieldThatLooksLikeASecret(t *testing.T) {
 	}
 }
 
-// A record that cannot be read hides the whole event, from every version on.
+// A record that cannot be read hides everything that can be redacted of the event.
 func TestBrokenRedaction(t *testing.T) {
 	c := kafkatest.Start(t)
 	w := newTestWriter(t, c)
@@ -211,8 +212,12 @@ func TestBrokenRedaction(t *testing.T) {
 	} {
 		c.Produce(t, &kgo.Record{Topic: schemas.TopicConfig, Key: []byte(key), Value: value})
 		eventually(t, name+" is counted", func() bool { return valueOf(t, v.metrics.refused) == 1 })
-		if masked, err := v.Redactions().Mask(id, []byte(`{"action":"a"}`)); err == nil {
-			t.Errorf("%s: shown as %s", name, masked)
+		masked, paths, err := v.Redactions().Mask(id, []byte(`{"action":"a","metadata":{"pin":"4711"},"tenant_id":"t"}`))
+		if string(masked) != `{"action":"a"}` || !cmp.Equal(paths, []string{"/metadata/pin", "/tenant_id"}) || err != nil {
+			t.Errorf("%s: shown as %s without %q, %v", name, masked, paths, err)
+		}
+		if masked, _, err := v.Redactions().Mask(id, []byte("{")); masked != nil || err == nil {
+			t.Errorf("%s: shown as %s, %v", name, masked, err)
 		}
 		if _, err := w.RedactEvent(t.Context(), by, id, 0, []string{"/tenant_id"}, "r"); err == nil {
 			t.Errorf("%s: it is redacted further", name)

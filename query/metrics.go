@@ -37,7 +37,6 @@ type metrics struct {
 	unavailable   map[string]prometheus.Counter
 	shortPages    prometheus.Counter
 	missingLeaves prometheus.Counter
-	unmasked      prometheus.Counter
 	eraseErrors   prometheus.Counter
 }
 
@@ -71,10 +70,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "immutable_query_missing_leaves_total",
 			Help: "Events shown as not sealed because the ledger's table does not hold their leaf or the one before it.",
 		}),
-		unmasked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "immutable_query_unmasked_events_total",
-			Help: "Events shown without any content because what was redacted of them cannot be told.",
-		}),
 		eraseErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "immutable_query_redaction_check_errors_total",
 			Help: "Times that ClickHouse could not be asked which redactions it has carried out; it is asked again.",
@@ -89,6 +84,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown} {
 		m.unavailable[reason] = unavailable.WithLabelValues(reason)
 	}
-	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves, m.unmasked, m.eraseErrors)
+	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves, m.eraseErrors)
 	return m
 }

@@ -68,27 +68,15 @@ func (s *Service) events(
 		list = append(list, row{})
 		r := &list[len(list)-1]
 		err := rows.Scan(&r.id, &r.occurredAt, &r.recordedAt, (*[16]byte)(&r.chain), &r.sequence, &r.body)
-		s.mask(ctx, workspace, r)
+		if err == nil {
+			id := control.EventID{Workspace: workspace, Event: r.id}
+			if r.body, r.redacted, err = s.view.Redactions().Mask(id, r.body); err != nil {
+				err = fmt.Errorf("%w: %w", errBody, err)
+			}
+		}
 		return err
 	})
 	return list, err
-}
-
-// mask takes what was redacted out of an event, whether ClickHouse still has it or not: everything where it cannot tell
-// what.
-func (s *Service) mask(ctx context.Context, workspace [16]byte, r *row) {
-	id := control.EventID{Workspace: workspace, Event: r.id}
-	redaction, err := s.view.Redactions().Lookup(id)
-	if err == nil && redaction != nil {
-		r.redacted = redaction.Paths
-		r.body, err = s.view.Redactions().Mask(id, r.body)
-	}
-	if err != nil {
-		s.metrics.unmasked.Inc()
-		s.logger.ErrorContext(ctx, "event is shown without its content", "event_id", uuid.UUID(r.id).String(),
-			"request_id", httpserver.RequestID(ctx), "error", err)
-		r.body = []byte("{}")
-	}
 }
 
 // page reads the events of a page and whether there are more. The events are fewer than asked for where more would be

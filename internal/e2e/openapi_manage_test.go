@@ -14,6 +14,7 @@ const (
 	settings   = "/api/v1/settings"
 	workspaces = "/api/v1/workspaces"
 	workspace  = "/api/v1/workspaces/{id}"
+	redact     = "/api/v1/events/{id}/redact"
 )
 
 // list holds the parameters of a list to its description, as those of GET /events are.
@@ -65,7 +66,7 @@ func (a *api) manage() {
 	do(http.MethodDelete, workspace, ws.ID, "team", "", 404)
 
 	for path, id := range map[string]string{
-		keys: "", keyByID: key.ID, keyRoll: key.ID, settings: "", workspaces: "", workspace: ws.ID,
+		keys: "", keyByID: key.ID, keyRoll: key.ID, settings: "", workspaces: "", workspace: ws.ID, redact: redactableID,
 	} {
 		for method := range a.doc.Paths.Value(path).Operations() {
 			if method == http.MethodGet {
@@ -93,17 +94,24 @@ func (a *api) manage() {
 		keys:       {http.MethodPost: newKey},
 		keyByID:    {http.MethodPatch: `{"name":"x"}`, http.MethodDelete: ""},
 		keyRoll:    {http.MethodPost: `{}`},
+		redact:     {http.MethodPost: `{"paths":["/actor_id"],"reason":"r"}`},
 		settings:   {http.MethodPatch: `{"rate_limit":null}`},
 		workspaces: {http.MethodPost: `{"name":"fifth"}`},
 		workspace:  {http.MethodPatch: `{"settings":{"rate_limit":null}}`, http.MethodDelete: ""},
 	} {
 		for method, body := range bodies {
 			id := key.ID
-			if path == workspace {
+			switch path {
+			case workspace:
 				id = ws.ID
+			case redact:
+				id = redactableID
 			}
 			c := call{method: method, path: path, id: id, key: "nothing", header: http.Header{"Content-Type": {"application/json"}}}
 			c.url, c.body, c.status = a.misconfigured, text(body), 500
+			if path == redact { // which reads the event first: one whose row is not the ledger's
+				c.url, c.id = "", storedID
+			}
 			a.send(c)
 			if body == "" {
 				continue
@@ -114,6 +122,11 @@ func (a *api) manage() {
 			_ = hold.Close()
 		}
 	}
+	const erase = `{"paths":["/actor_id","/metadata/pin"],"reason":"a customer's number"}`
+	do(http.MethodPost, redact, redactableID, "nothing", erase, 200)
+	do(http.MethodPost, redact, redactionID, "nothing", erase, 409)
+	do(http.MethodPost, redact, redactableID, "team", erase, 404)
+	a.send(call{method: http.MethodGet, path: byID, id: redactableID, key: "read", status: 200})
 	rolled := do(http.MethodPost, keys, "", "nothing", newKey, 201)
 	do(http.MethodPost, keyRoll, rolled.ID, "nothing", `{"overlap_seconds":604800}`, 200, "If-Match", `"1"`)
 	do(http.MethodGet, keyByID, rolled.ID, "nothing", "", 200)

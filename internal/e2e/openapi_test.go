@@ -31,6 +31,7 @@ import (
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/query"
 	"getimmutable.dev/immutable/schemas"
 )
@@ -60,7 +61,11 @@ var errRefused = errors.New("the disk is full")
 
 func admitted() error { return nil }
 
-const storedID = "01020304-0506-0708-090a-0b0c0d0e0f10"
+const (
+	storedID     = "01020304-0506-0708-090a-0b0c0d0e0f10"
+	redactableID = "01020304-0506-0708-090a-0b0c0d0e0f11"
+	redactionID  = "01020304-0506-0708-090a-0b0c0d0e0f12"
+)
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
@@ -139,6 +144,12 @@ func newAPI(t *testing.T) *api {
 	}
 	insert(main, string(body))
 	insert(damaged, "{")
+	chain := ledger.NewChainID(main.ID, main.Incarnation, 0)
+	for id, kind := range map[string]ledger.Kind{redactableID: ledger.KindEvent, redactionID: ledger.KindRedaction} {
+		a.must(db.Conn(t).Exec(t.Context(), `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, chain, sequence)
+			VALUES (202601, ?, unhex(?), ?, '2026-01-01 00:00:00', '2026-01-01 00:00:00', ?, ?, 1)`, string(main.ID[:]),
+			strings.ReplaceAll(id, "-", ""), uint8(kind), `{"action":"x","actor_id":"a","metadata":{"pin":"4711"}}`, string(chain[:])))
+	}
 	return a
 }
 
