@@ -77,6 +77,7 @@ type leaf struct {
 	hash         ledger.Hash
 	id           [16]byte
 	body         uint64 // hash of the body
+	bodyRoot     ledger.Hash
 	ledgerOffset int64
 	inputOffset  int64
 	recordedAt   int64
