@@ -1,7 +1,10 @@
 package event
 
 import (
+	"bytes"
+	stdjson "encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -282,4 +285,56 @@ func FuzzRedact(f *testing.F) {
 			t.Errorf("masked %s (%v), redacted %s", masked, err, left.Body)
 		}
 	})
+}
+
+// TestRedactionVectors holds what is left of a body to the vectors of package ledger.
+func TestRedactionVectors(t *testing.T) {
+	const path = "../schemas/testdata/vectors/redactions.json"
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type vector struct {
+		Name           string   `json:"name"`
+		Seed           string   `json:"seed"`
+		Body           string   `json:"body"`
+		Paths          []string `json:"paths"`
+		WantLeft       string   `json:"want_left"`
+		WantDisclosure string   `json:"want_disclosure"`
+		WantBodyRoot   string   `json:"want_body_root"`
+	}
+	var file struct {
+		Redactions []*vector `json:"redactions"`
+	}
+	if err := stdjson.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	if len(file.Redactions) == 0 {
+		t.Fatal("no vectors")
+	}
+	for _, v := range file.Redactions {
+		c := &Content{Body: []byte(v.Body), Seed: [16]byte(unhex(t, v.Seed))}
+		left := redact(t, c, v.Paths...)
+		stored, err := ledger.EncodeDisclosure(left.Disclosure)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			v.WantLeft, v.WantDisclosure = string(left.Body), string(stored)
+		}
+		if string(left.Body) != v.WantLeft || string(stored) != v.WantDisclosure {
+			t.Errorf("%s: left is %s with %s, want %s with %s", v.Name, left.Body, stored, v.WantLeft, v.WantDisclosure)
+		}
+	}
+	if *update {
+		var out bytes.Buffer
+		encoder := stdjson.NewEncoder(&out)
+		encoder.SetIndent("", "  ")
+		if err := encoder.Encode(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

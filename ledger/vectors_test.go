@@ -223,3 +223,58 @@ func TestChainVectors(t *testing.T) {
 		t.Errorf("all nodes have SHA-256 %x, want %x", got, file.WantAllNodes)
 	}
 }
+
+type redactionVector struct {
+	Name  string   `json:"name"`
+	Seed  hexBytes `json:"seed"`
+	Body  string   `json:"body"`
+	Paths []string `json:"paths"`
+
+	// WantLeft is the body without what is at Paths; package event makes it, and is held to it too.
+	WantLeft       string   `json:"want_left"`
+	WantDisclosure string   `json:"want_disclosure"`
+	WantBodyRoot   hexBytes `json:"want_body_root"`
+}
+
+// TestRedactionVectors holds what is stored of a redacted event to the file: with what is left of its body it gives the body
+// root of before. Package event writes want_left.
+func TestRedactionVectors(t *testing.T) {
+	var file struct {
+		Redactions []*redactionVector `json:"redactions"`
+	}
+	vectors(t, "redactions.json", &file)
+	for _, v := range file.Redactions {
+		t.Run(v.Name, func(t *testing.T) {
+			fields, err := Fields(nil, []byte(v.Body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			disclosure, err := EncodeDisclosure(Disclose([16]byte(v.Seed), fields, v.Paths))
+			if err != nil {
+				t.Fatal(err)
+			}
+			root, count, err := RecomputeBodyRoot([16]byte(v.Seed), []byte(v.Body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *update {
+				v.WantDisclosure, v.WantBodyRoot = string(disclosure), root[:]
+			}
+			if string(disclosure) != v.WantDisclosure || !bytes.Equal(root[:], v.WantBodyRoot) {
+				t.Errorf("disclosure %s and body root %x, want %s and %x", disclosure, root, v.WantDisclosure, v.WantBodyRoot)
+			}
+			stored, err := ParseDisclosure([]byte(v.WantDisclosure))
+			if err != nil {
+				t.Fatal(err)
+			}
+			joined, err := JoinDisclosure(stored, []byte(v.WantLeft))
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaf := BundleLeaf{Disclosure: joined}
+			if got, n, err := leaf.bodyRoot(); err != nil || got != root || n != count {
+				t.Errorf("what is left gives %x over %d fields (%v), want %x over %d", got, n, err, root, count)
+			}
+		})
+	}
+}

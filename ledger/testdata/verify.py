@@ -103,7 +103,6 @@ def inclusion(leaf, index, size, path, root):  # RFC 9162, section 2.1.3.2
         else: r = node(r, p)
         f, s = f >> 1, s >> 1
     return s == 0 and r == root
-
 def consistency(size1, size2, path, root1, root2):  # RFC 9162, section 2.1.4.2
     if size1 == size2: return not path and root1 == root2
     if not 0 < size1 < size2: return False
@@ -121,7 +120,6 @@ def consistency(size1, size2, path, root1, root2):  # RFC 9162, section 2.1.4.2
         f, s = f >> 1, s >> 1
     return s == 0 and r1 == root1 and r2 == root2
 def map_leaf(key, value): return sha(b"\x00", key, value)
-
 def in_map(chain, place, proof, root):
     key, siblings = sha(chain), [bytes.fromhex(h) for h in proof.get("siblings") or []]
     n, hash = len(siblings), place
@@ -129,10 +127,8 @@ def in_map(chain, place, proof, root):
         bit = int.from_bytes(key, "big") >> (255 - (n - 1 - i)) & 1
         hash = node(sibling, hash) if bit else node(hash, sibling)
     return n <= 256 and hash == root
-
 def present(chain, size, chain_root, proof, root):
     return not proof.get("other") and in_map(chain, map_leaf(sha(chain), sha(be(size, 8), chain_root)), proof, root)
-
 def absent(chain, proof, root):
     other, n = proof.get("other"), len(proof.get("siblings") or [])
     if not other: return in_map(chain, ZERO, proof, root)
@@ -178,7 +174,6 @@ def signed_by(note, keys, now=math.inf):
             elif k.verify(body, raw[4:], math.inf): continue  # of the future
             else: return None
     return found
-
 def policy(trust):
     logs, named, quorum = [], {}, (0, [])
     for words in filter(None, (line.split() for line in trust.splitlines() if not line.lstrip().startswith("#"))):
@@ -190,7 +185,6 @@ def policy(trust):
         elif words[0] == "quorum": quorum = (0, []) if words[1] == "none" else (1, [named[words[1]]])
         else: logs.append(Key(words[0]))
     return logs, [k for k in named.values() if isinstance(k, Key)], quorum
-
 def met(group, found):
     return group in found if isinstance(group, Key) else sum(met(m, found) for m in group[1]) >= group[0]
 def entry_hash(e): return sha(b"\x00", e.encode())
@@ -271,6 +265,12 @@ def check_vectors(folder):
     for e in load("events.json")["accepted"]:
         fs = fields(e["want"]["body"])
         expect(body_root(seeded(bytes.fromhex(e["seed"]), fs)).hex() == e["want"]["body_root"], "body root of " + e["name"])
+    for r in load("redactions.json")["redactions"]:
+        left, stored, enc = dict(fields(r["want_left"])), json.loads(r["want_disclosure"]), lambda d: d["path"].encode()
+        cs = [bytes.fromhex(d["commitment"]) if "commitment" in d else
+              commitment(bytes.fromhex(d["salt"]), enc(d), left.pop(enc(d))) for d in stored]
+        ok = not left and [d["path"] for d in stored if "commitment" in d] == sorted(r["paths"], key=str.encode)
+        expect(ok and cs == seeded(bytes.fromhex(r["seed"]), fields(r["body"])) and body_root(cs).hex() == r["want_body_root"], "redaction " + r["name"])
     h, proofs, m, log = bytes.fromhex, load("proofs.json"), load("map.json"), load("log.json")
     for p in proofs["inclusion"]:
         expect(inclusion(h(p["leaf"]), p["index"], p["size"], [h(x) for x in p["path"] or []], h(p["root"])), "inclusion %s" % p["index"])
