@@ -346,9 +346,17 @@ func (r *row) plain() (plain []byte, columns []string, err error) {
 	columns = emptied(r.left.Disclosure)
 	plain, err = json.Marshal(sealedRow{
 		Body: string(r.left.Body), Disclosure: string(disclosure), Erased: columns,
-		Keys: derived.MetadataKeys, Values: derived.MetadataValues,
+		Keys: texts(derived.MetadataKeys), Values: texts(derived.MetadataValues),
 	})
 	return plain, columns, err
+}
+
+func texts(list [][]byte) []string {
+	all := make([]string, len(list))
+	for i, b := range list {
+		all[i] = string(b)
+	}
+	return all
 }
 
 // tuples writes events as a list of (workspace, id).

@@ -35,11 +35,8 @@ func (s *sealed) redact(redactions *control.Redactions) error {
 		return err
 	}
 	s.body, s.seed = left.Body, left.Seed[:]
-	s.metadataKeys, s.metadataValues = s.metadataKeys[:0], s.metadataValues[:0]
-	for i, key := range columns.MetadataKeys {
-		s.metadataKeys = append(s.metadataKeys, []byte(key))
-		s.metadataValues = append(s.metadataValues, []byte(columns.MetadataValues[i]))
-	}
+	s.metadataKeys = append(s.metadataKeys[:0], columns.MetadataKeys...)
+	s.metadataValues = append(s.metadataValues[:0], columns.MetadataValues...)
 	for _, column := range emptied(left.Disclosure) {
 		switch column {
 		case "target_types":
