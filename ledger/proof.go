@@ -55,6 +55,22 @@ func (p *ProofPlan) Spans() []Span {
 
 // Build returns the proof, given the hashes of each span. It changes them.
 func (p *ProofPlan) Build(stored [][]Hash) ([]Hash, error) {
+	hashes, err := p.fold(stored)
+	if err != nil {
+		return nil, err
+	}
+	if hashes, err = p.nodes.Rehash(hashes, rfc6962.DefaultHasher.HashChildren); err != nil {
+		return nil, fmt.Errorf("building a proof: %w", err)
+	}
+	path := make([]Hash, len(hashes))
+	for i, h := range hashes {
+		path[i] = Hash(h)
+	}
+	return path, nil
+}
+
+// fold returns the root over the hashes of each span. It changes them.
+func (p *ProofPlan) fold(stored [][]Hash) ([][]byte, error) {
 	spans := p.Spans()
 	if len(stored) != len(spans) {
 		return nil, fmt.Errorf("building a proof: hashes of %d spans, want %d", len(stored), len(spans))
@@ -71,15 +87,7 @@ func (p *ProofPlan) Build(stored [][]Hash) ([]Hash, error) {
 		}
 		hashes[i] = hs[0][:]
 	}
-	hashes, err := p.nodes.Rehash(hashes, rfc6962.DefaultHasher.HashChildren)
-	if err != nil {
-		return nil, fmt.Errorf("building a proof: %w", err)
-	}
-	path := make([]Hash, len(hashes))
-	for i, h := range hashes {
-		path[i] = Hash(h)
-	}
-	return path, nil
+	return hashes, nil
 }
 
 // VerifyInclusion checks that leaf is at index in the tree of this size and root. Its errors wrap ErrProof.

@@ -71,7 +71,8 @@ SELECT toYYYYMM(rec), ws, id, 2, at, rec, act, '', actor, concat('Engineer ', ac
  map('change_reason', 'Scaling for product launch traffic', 'config_key', 'rate_limit.requests_per_minute', 'environment', 'production', 'git_sha', sha, 'new_value', value, 'old_value', '1000', 'pr_number', pr, 'region', 'us-east-1'),
  body, chain, intDiv(n, 12) + 1, reinterpretAsFixedString(toUInt128(h)), '', 0, n % 12, intDiv(n, 12), n % 12, intDiv(n, 12)
 FROM numbers({n:UInt64}) SETTINGS max_partitions_per_insert_block = 1000`
-	const leaves = `INSERT INTO leaves WITH ` + columns + `
+	const leaves = `INSERT INTO leaves (part, workspace, chain, sequence, leaf_hash, node, id, kind, recorded_at, input_generation,
+ input_partition, input_offset, ledger_partition, ledger_offset) WITH ` + columns + `
 SELECT toYYYYMM(rec), ws, chain, intDiv(n, 12), SHA256(toString(n)), '', id, 2, rec, 0, n % 12, intDiv(n, 12), n % 12, intDiv(n, 12)
 FROM numbers({n:UInt64} + 12) SETTINGS max_partitions_per_insert_block = 1000`
 	r.tb.Helper()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/internal/kafka"
 )
 
 // Limits of the HTTP contract. They are not settings: clients rely on them.
@@ -25,8 +26,10 @@ const (
 	maxMetadataKeys = 20
 )
 
-// Config is what an operator sets of query. The zero value of every field but ClickHouse means its default.
+// Config is what an operator sets of query. The zero value of every field but ClickHouse and Kafka means its default.
 type Config struct {
+	// Kafka is where the notary keeps the state of all chains: proofs are made of it.
+	Kafka kafka.Config
 	// ClickHouse is where the events are. Its DialTimeout defaults to 2 s here.
 	ClickHouse clickhouse.Config
 
@@ -55,6 +58,12 @@ type Config struct {
 	// CountTimeout is how long counting may take, at the same time as the page is read; where it takes longer, `total` is
 	// null. 10 ms to 4 s, default 250 ms.
 	CountTimeout time.Duration
+	// CheckpointInterval is how often a newer checkpoint is looked for, and so how late the first proof by it may be. 10 ms to
+	// 1 min, default 500 ms.
+	CheckpointInterval time.Duration
+	// MaxLeavesBytes is the size from which an answer of leaves takes in no more; it may exceed it by one event. 64 KiB to 64
+	// MiB, default 8 MiB.
+	MaxLeavesBytes int
 }
 
 func (c Config) withDefaults() Config {
@@ -67,6 +76,8 @@ func (c Config) withDefaults() Config {
 	c.MaxCountRows = orDefault(c.MaxCountRows, 500_000)
 	c.AbsentAfter = orDefault(c.AbsentAfter, 10*time.Minute)
 	c.CountTimeout = orDefault(c.CountTimeout, 250*time.Millisecond)
+	c.CheckpointInterval = orDefault(c.CheckpointInterval, 500*time.Millisecond)
+	c.MaxLeavesBytes = orDefault(c.MaxLeavesBytes, 8<<20)
 	return c
 }
 
@@ -82,6 +93,9 @@ func orDefault[T comparable](v, d T) T {
 func (c Config) Validate() error {
 	var errs []error
 	if err := c.ClickHouse.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Kafka.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	check := func(ok bool, format string, args ...any) {
@@ -101,5 +115,9 @@ func (c Config) Validate() error {
 	check(d.AbsentAfter >= time.Millisecond && d.AbsentAfter <= time.Hour, "absent after is %s: it must be 1 ms to 1 h", d.AbsentAfter)
 	check(d.CountTimeout >= 10*time.Millisecond && d.CountTimeout <= 4*time.Second,
 		"count timeout is %s: it must be 10 ms to 4 s", d.CountTimeout)
+	check(d.CheckpointInterval >= 10*time.Millisecond && d.CheckpointInterval <= time.Minute,
+		"checkpoint interval is %s: it must be 10 ms to 1 min", d.CheckpointInterval)
+	check(d.MaxLeavesBytes >= 64<<10 && d.MaxLeavesBytes <= 64<<20,
+		"max leaves bytes is %d: it must be 64 KiB to 64 MiB", d.MaxLeavesBytes)
 	return errors.Join(errs...)
 }

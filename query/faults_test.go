@@ -16,9 +16,13 @@ import (
 
 	"getimmutable.dev/immutable/internal/clickhouse"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/kafka"
 )
 
 const anyID = "00000000-0000-0000-0000-000000000000"
+
+// anyKafka is one that nobody asks.
+var anyKafka = kafka.Config{Brokers: []string{"127.0.0.1:9"}}
 
 // started waits until requests reach ClickHouse.
 func (r *rig) started() {
@@ -245,7 +249,7 @@ func TestOlderSchema(t *testing.T) {
 	if err := clickhouse.CreateDatabase(t.Context(), db.Config()); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{ClickHouse: db.Config()}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	s, err := New(Config{Kafka: anyKafka, ClickHouse: db.Config()}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,14 +298,17 @@ func TestConfig(t *testing.T) {
 		cfg  Config
 		says string
 	}{
-		"defaults":        {Config{ClickHouse: ch}, ""},
+		"defaults":        {Config{Kafka: anyKafka, ClickHouse: ch}, ""},
 		"no clickhouse":   {Config{}, "clickhouse"},
-		"body timeout":    {Config{ClickHouse: ch, BodyTimeout: 5 * time.Second}, "body timeout is 5s"},
-		"request timeout": {Config{ClickHouse: ch, RequestTimeout: 5 * time.Second}, "request timeout is 5s"},
-		"max requests":    {Config{ClickHouse: ch, MaxRequests: -1}, "max requests is -1"},
-		"page bytes":      {Config{ClickHouse: ch, MaxPageBytes: 1}, "max page bytes is 1"},
-		"count rows":      {Config{ClickHouse: ch, MaxCountRows: -1}, "max count rows is -1"},
-		"count timeout":   {Config{ClickHouse: ch, CountTimeout: time.Minute}, "count timeout is 1m0s"},
+		"no kafka":        {Config{ClickHouse: ch}, "kafka"},
+		"checkpoint":      {Config{Kafka: anyKafka, ClickHouse: ch, CheckpointInterval: 1}, "checkpoint interval is 1ns"},
+		"leaves bytes":    {Config{Kafka: anyKafka, ClickHouse: ch, MaxLeavesBytes: 1}, "max leaves bytes is 1"},
+		"body timeout":    {Config{Kafka: anyKafka, ClickHouse: ch, BodyTimeout: 5 * time.Second}, "body timeout is 5s"},
+		"request timeout": {Config{Kafka: anyKafka, ClickHouse: ch, RequestTimeout: 5 * time.Second}, "request timeout is 5s"},
+		"max requests":    {Config{Kafka: anyKafka, ClickHouse: ch, MaxRequests: -1}, "max requests is -1"},
+		"page bytes":      {Config{Kafka: anyKafka, ClickHouse: ch, MaxPageBytes: 1}, "max page bytes is 1"},
+		"count rows":      {Config{Kafka: anyKafka, ClickHouse: ch, MaxCountRows: -1}, "max count rows is -1"},
+		"count timeout":   {Config{Kafka: anyKafka, ClickHouse: ch, CountTimeout: time.Minute}, "count timeout is 1m0s"},
 	} {
 		err := c.cfg.Validate()
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {

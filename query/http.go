@@ -1,6 +1,7 @@
 package query
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -24,56 +25,120 @@ const (
 	endpointWorkspaces = "workspaces"
 	endpointWorkspace  = "workspace"
 	endpointRedact     = "event_redact"
+
+	endpointProof        = "proof"
+	endpointCheckpoint   = "checkpoint"
+	endpointTile         = "tile"
+	endpointEntries      = "entries"
+	endpointLogKey       = "log_key"
+	endpointChains       = "chains"
+	endpointLeaves       = "leaves"
+	endpointVerify       = "verify"
+	endpointAnchors      = "anchors"
+	endpointAnchor       = "anchor"
+	endpointAnchorVerify = "anchor_verify"
 )
 
 // retryAfter is what a 503 asks a client to wait.
 const retryAfter = time.Second
 
-// Routes returns the endpoints that read events, and those that manage.
+// Routes returns the endpoints that read events, those that prove them, and those that manage.
 func (s *Service) Routes() []httpserver.Route {
-	redact := s.manager(endpointRedact, withoutParameters(s.redactEvent))
+	get := func(pattern string, h http.Handler) httpserver.Route {
+		return httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1" + pattern, Handler: h}
+	}
 	return append(s.manageRoutes(),
-		httpserver.Route{Method: http.MethodPost, Pattern: "/api/v1/events/{id}/redact", Handler: redact},
-		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events", Handler: s.handler(endpointEvents, s.listEvents)},
-		httpserver.Route{Method: http.MethodGet, Pattern: "/api/v1/events/{id}", Handler: s.handler(endpointEvent, s.getEvent)},
+		get("/events", s.reader(endpointEvents, inJSON(s.listEvents))),
+		get("/events/{id}", s.reader(endpointEvent, inJSON(s.getEvent))),
+		httpserver.Route{
+			Method: http.MethodPost, Pattern: "/api/v1/events/{id}/redact",
+			Handler: s.manager(endpointRedact, withoutParameters(s.redactEvent)),
+		},
+		get("/events/{id}/proof", s.reader(endpointProof, s.getProof)),
+		get("/verify", s.reader(endpointVerify, inJSON(s.verify))),
+		get("/anchors", s.reader(endpointAnchors, inJSON(s.listAnchors))),
+		get("/anchors/{id}", s.reader(endpointAnchor, inJSON(s.getAnchor))),
+		get("/anchors/{id}/verify", s.reader(endpointAnchorVerify, inJSON(s.verifyAnchor))),
+		get("/ledger/chains", s.reader(endpointChains, inJSON(s.listChains))),
+		get("/ledger/leaves", s.reader(endpointLeaves, s.listLeaves)),
+		// Whoever has a checkpoint or a proof may check it: these need no key.
+		get("/ledger/checkpoint", s.public(endpointCheckpoint, s.getCheckpoint)),
+		get("/ledger/key", s.public(endpointLogKey, s.getLogKey)),
+		get("/ledger/tile/{level}/{index...}", s.public(endpointTile, s.getTile)),
+		get("/ledger/tile/entries/{index...}", s.public(endpointEntries, s.getEntries)),
 	)
 }
 
-// handler answers with what respond returns: a JSON object, or an error.
-func (s *Service) handler(
-	endpoint string, respond func(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error),
-) http.Handler {
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := s.respond(r, respond)
+// content is a 200.
+type content struct {
+	body []byte
+	kind string // its Content-Type
+	// cache is its Cache-Control; "" is no-store.
+	cache string
+	// file is what a browser saves it as; "" for what is not to be saved.
+	file string
+	// encoding is its Content-Encoding, "" for none; where it may have one, the answer varies with Accept-Encoding.
+	encoding string
+	varies   bool
+}
+
+const (
+	kindJSON   = "application/json"
+	kindNDJSON = "application/x-ndjson"
+	kindText   = "text/plain; charset=utf-8"
+	kindBytes  = "application/octet-stream"
+)
+
+// reading answers a request of a key that may read a workspace.
+type reading func(ctx context.Context, workspace [16]byte, r *http.Request) (content, error)
+
+// inJSON makes content of JSON text.
+func inJSON(respond func(context.Context, [16]byte, *http.Request) ([]byte, error)) reading {
+	return func(ctx context.Context, workspace [16]byte, r *http.Request) (content, error) {
+		body, err := respond(ctx, workspace, r)
+		return content{body: body, kind: kindJSON}, err
+	}
+}
+
+// reader answers keys with the scope events:read.
+func (s *Service) reader(endpoint string, respond reading) http.Handler {
+	return control.Require(s.view, control.ScopeRead, s.public(endpoint, func(ctx context.Context, r *http.Request) (content, error) {
+		return respond(ctx, control.PrincipalFrom(ctx).Workspace.ID, r)
+	}))
+}
+
+// public answers everybody with what respond returns: content, or an error.
+func (s *Service) public(endpoint string, respond func(ctx context.Context, r *http.Request) (content, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := s.respond(r, respond)
 		status := http.StatusOK
 		if err != nil {
 			status = s.refuse(w, r, err)
 		} else {
-			writeBody(w, body)
+			c.write(w)
 		}
 		s.metrics.requests.WithLabelValues(endpoint, strconv.Itoa(status)).Inc()
 	})
-	return control.Require(s.view, control.ScopeRead, h)
 }
 
 // respond calls next with a deadline, once there is a slot and while Run runs. Nothing is held while the client reads
 // the answer.
 func (s *Service) respond(
-	r *http.Request, next func(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error),
-) ([]byte, error) {
+	r *http.Request, next func(ctx context.Context, r *http.Request) (content, error),
+) (content, error) {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	default:
-		return nil, s.unavailable(reasonBusy, "Too many requests are being answered: send it again.", nil)
+		return content{}, s.unavailable(reasonBusy, "Too many requests are being answered: send it again.", nil)
 	}
 	if !s.running.TryRLock() {
-		return nil, s.unavailable(reasonStopping, "The service is starting or stopping: send it again.", errStopped)
+		return content{}, s.unavailable(reasonStopping, "The service is starting or stopping: send it again.", errStopped)
 	}
 	defer s.running.RUnlock()
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.RequestTimeout)
 	defer cancel()
-	return next(ctx, control.PrincipalFrom(ctx).Workspace.ID, r)
+	return next(ctx, r)
 }
 
 // listEvents is GET /events.
@@ -224,6 +289,15 @@ func (s *Service) refuse(w http.ResponseWriter, r *http.Request, err error) int 
 func (s *Service) classify(err error) *httpserver.Error {
 	const narrow = "Reading took too long: ask for a shorter time, or filter by more."
 	switch code := exceptionCode(err); {
+	case errors.Is(err, errMapUnknown):
+		return s.unavailable(reasonMap, "No proof can be made at the moment: the state of all chains is not known, or is not the one "+
+			"that was signed. Send it again.", err)
+	case errors.Is(err, errDamaged):
+		s.metrics.damaged.Inc()
+		return &httpserver.Error{
+			Status: http.StatusInternalServerError, Code: httpserver.CodeInternal, Cause: err,
+			Message: "What is stored of the ledger does not match its hashes: ask the operator to verify it. GET /verify names the place.",
+		}
 	case code == codeTimeoutExceeded, code == codeTooManyRows, errors.Is(err, context.DeadlineExceeded):
 		return s.unavailable(reasonTimeout, narrow, err)
 	case slices.Contains([]int32{codeTooManyQueries, codeMemoryLimit}, code):
@@ -239,12 +313,21 @@ func (s *Service) unavailable(reason, message string, cause error) *httpserver.E
 	return httpserver.Unavailable(message, retryAfter, cause)
 }
 
-// writeBody answers 200. A client that left is nobody's error.
-func writeBody(w http.ResponseWriter, body []byte) {
+// write answers 200. A client that left is nobody's error.
+func (c *content) write(w http.ResponseWriter) {
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Type", c.kind)
+	h.Set("Content-Length", strconv.Itoa(len(c.body)))
+	h.Set("Cache-Control", cmp.Or(c.cache, "no-store"))
 	h.Set("X-Content-Type-Options", "nosniff")
-	_, _ = w.Write(body) //nolint:gosec // application/json and nosniff: no browser takes it for a page
+	if c.file != "" {
+		h.Set("Content-Disposition", `attachment; filename="`+c.file+`"`)
+	}
+	if c.varies {
+		h.Set("Vary", "Accept-Encoding")
+	}
+	if c.encoding != "" {
+		h.Set("Content-Encoding", c.encoding)
+	}
+	_, _ = w.Write(c.body) //nolint:gosec // never text/html, and nosniff: no browser takes it for a page
 }

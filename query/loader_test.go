@@ -1,6 +1,9 @@
 package query
 
 import (
+	"maps"
+	"slices"
+	"testing"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -9,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"getimmutable.dev/immutable/event"
+	"getimmutable.dev/immutable/internal/notarytest"
 	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
@@ -28,14 +32,15 @@ type loader struct {
 	build *event.Builder
 	// workspace is the tenant's, as the builder sees it.
 	workspace *event.Workspace
-	heads     map[uint32]ledger.Leaf
+	heads     map[uint32]*ledger.Head
 	clock     time.Time
 	offset    uint64
+	kind      ledger.Kind // of what is added, where it is no event
 }
 
 func (r *rig) newLoader(t tenant) *loader {
 	return &loader{
-		rig: r, workspace: t.workspace.ForEvents(), build: event.NewBuilder(), heads: map[uint32]ledger.Leaf{}, clock: epoch,
+		rig: r, workspace: t.workspace.ForEvents(), build: event.NewBuilder(), heads: map[uint32]*ledger.Head{}, clock: epoch,
 	}
 }
 
@@ -65,19 +70,25 @@ func (l *loader) add(bodies ...string) []stored {
 		if err := proto.Unmarshal(rec.Value, &e); err != nil {
 			tb.Fatal(err)
 		}
+		if l.kind != 0 {
+			e.Kind = recordpb.Kind(l.kind)
+		}
 		head, ok := l.heads[e.GetLane()]
 		if !ok {
-			head = ledger.Genesis([16]byte(e.GetWorkspace()), [16]byte(e.GetIncarnation()), e.GetLane(), e.GetLanes(), e.GetRecordedAt(), 0)
-			l.appendLeaf(leaves, part, &e, &head)
+			genesis := ledger.Genesis([16]byte(e.GetWorkspace()), [16]byte(e.GetIncarnation()), e.GetLane(), e.GetLanes(), e.GetRecordedAt(), 0)
+			head = &ledger.Head{Chain: genesis.Chain}
+			l.heads[e.GetLane()] = head
+			_, node := head.Append(&genesis)
+			appendLeaf(tb, leaves, part, &e, &genesis, node, l.offset)
+			l.offset++
 		}
 		leaf := ledger.Leaf{
-			Chain: head.Chain, Sequence: head.Sequence + 1, Previous: head.Hash(), Kind: ledger.KindEvent,
-			ID: rec.ID, RecordedAt: e.GetRecordedAt(), Offset: l.offset,
+			Kind: ledger.Kind(e.GetKind()), ID: rec.ID, RecordedAt: e.GetRecordedAt(), Offset: l.offset,
 			FieldCount: uint16(e.GetFieldCount()), BodyRoot: ledger.Hash(e.GetBodyRoot()),
 		}
 		l.offset++
-		l.heads[e.GetLane()] = leaf
-		l.appendLeaf(leaves, part, &e, &leaf)
+		_, node := head.Append(&leaf)
+		appendLeaf(tb, leaves, part, &e, &leaf, node, leaf.Offset)
 		metadata := pairs{e.GetMetadataKeys(), e.GetMetadataValues()}
 		if err := events.Append(
 			part, e.GetWorkspace(), e.GetId(), uint8(e.GetKind()), time.UnixMicro(e.GetOccurredAt()), time.UnixMicro(e.GetRecordedAt()),
@@ -101,17 +112,31 @@ func (l *loader) add(bodies ...string) []stored {
 	return list
 }
 
-func (l *loader) appendLeaf(batch driver.Batch, part uint32, e *recordpb.Event, leaf *ledger.Leaf) {
-	tb := l.rig.tb
+func appendLeaf(
+	tb testing.TB, batch driver.Batch, part uint32, e *recordpb.Event, leaf *ledger.Leaf, node []ledger.Hash, ledgerOffset uint64,
+) {
 	tb.Helper()
 	hash := leaf.Hash()
+	var nodes []byte
+	for _, h := range node {
+		nodes = append(nodes, h[:]...)
+	}
 	if err := batch.Append(
-		part, e.GetWorkspace(), leaf.Chain[:], leaf.Sequence, hash[:], "", leaf.ID[:], uint8(leaf.Kind), time.UnixMicro(leaf.RecordedAt),
-		leaf.Generation, leaf.Partition, leaf.Offset, uint16(0), leaf.Offset,
-		e.GetIncarnation(), e.GetLane(), e.GetLanes(),
+		part, e.GetWorkspace(), leaf.Chain[:], leaf.Sequence, hash[:], nodes, leaf.ID[:], uint8(leaf.Kind), time.UnixMicro(leaf.RecordedAt),
+		leaf.Generation, leaf.Partition, leaf.Offset, uint16(0), ledgerOffset, e.GetIncarnation(), e.GetLane(), e.GetLanes(),
 	); err != nil {
 		tb.Fatal(err)
 	}
+}
+
+// chains are those of the loader's workspace, as an epoch finds them.
+func (l *loader) chains() (list []notarytest.Chain) {
+	for _, lane := range slices.Sorted(maps.Keys(l.heads)) {
+		list = append(list, notarytest.Chain{
+			Head: l.heads[lane].Clone(), Workspace: l.workspace.ID, Incarnation: l.workspace.Incarnation, Lane: lane, Lanes: l.workspace.Lanes,
+		})
+	}
+	return list
 }
 
 // pairs is a Map(String, String) in which a key can come several times (clickhouse-go: column.IterableOrderedMap).

@@ -12,6 +12,13 @@ const (
 	statementLeaves = "leaves"
 	statementTarget = "redaction_target"
 	statementErased = "redaction_done"
+
+	statementHashes      = "hashes"
+	statementCheckpoints = "checkpoints"
+	statementEntries     = "root_log"
+	statementSpine       = "spine"
+	statementContent     = "content"
+	statementChains      = "chains"
 )
 
 // Reasons why a total is null, a label of immutable_query_totals_skipped_total.
@@ -27,6 +34,7 @@ const (
 	reasonTimeout  = "timeout"  // the statements took too long
 	reasonStopping = "stopping" // the service is not running
 	reasonUnknown  = "unknown"  // whether a change was made is not known
+	reasonMap      = "map"      // the map of all chains is not known, or not the one that was signed
 )
 
 // metrics holds resolved children: a request looks no label up, but for the status code of its answer.
@@ -38,9 +46,24 @@ type metrics struct {
 	shortPages    prometheus.Counter
 	missingLeaves prometheus.Counter
 	eraseErrors   prometheus.Counter
+
+	hashesRead    prometheus.Counter
+	damaged       prometheus.Counter
+	mapMismatches prometheus.Counter
+	mapRestarts   prometheus.Counter
+	mapRecords    prometheus.Counter
+	mapChains     prometheus.Gauge
+	mapSize       prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+// newMetrics registers the service's metrics; age is that of the newest checkpoint, in seconds.
+func newMetrics(reg prometheus.Registerer, age func() float64) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "immutable_query_" + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "immutable_query_" + name, Help: help})
+	}
 	statements := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "immutable_query_statement_duration_seconds",
 		Help:    "Time until ClickHouse had answered a statement, its failure included, by statement.",
@@ -57,7 +80,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "immutable_query_requests_total",
-			Help: "Requests with a good key, by endpoint and status code of the answer.",
+			Help: "Requests with a good key, or for what needs none, by endpoint and status code of the answer.",
 		}, []string{"endpoint", "code"}),
 		statements:    map[string]prometheus.Observer{},
 		totalsSkipped: map[string]prometheus.Counter{},
@@ -74,16 +97,31 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "immutable_query_redaction_check_errors_total",
 			Help: "Times that ClickHouse could not be asked which redactions it has carried out; it is asked again.",
 		}),
+		hashesRead:    counter("hashes_read_total", "Stored hashes of the ledger's trees that proofs and tiles were made of."),
+		damaged:       counter("damaged_total", "Requests that could not be answered because what ClickHouse holds of the ledger is not what its hashes say."),
+		mapMismatches: counter("map_mismatches_total", "Epochs whose map of all chains is not the one that the notary's state makes."),
+		mapRestarts:   counter("map_restarts_total", "Times that the notary's state was read again from its beginning, after an error of Kafka's."),
+		mapRecords:    counter("map_undecodable_records_total", "Records of the notary's state that could not be read."),
+		mapChains:     gauge("map_chains", "Chains in the map that proofs are made of."),
+		mapSize:       gauge("map_log_entries", "Entries of the root log whose state of the chains is known from Kafka."),
 	}
-	for _, name := range []string{statementPage, statementCount, statementEvent, statementLeaves, statementTarget, statementErased} {
+	for _, name := range []string{
+		statementPage, statementCount, statementEvent, statementLeaves, statementHashes, statementCheckpoints, statementEntries,
+		statementSpine, statementContent, statementChains, statementTarget, statementErased,
+	} {
 		m.statements[name] = statements.WithLabelValues(name)
 	}
 	for _, reason := range []string{skippedRows, skippedTime} {
 		m.totalsSkipped[reason] = skipped.WithLabelValues(reason)
 	}
-	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown} {
+	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown, reasonMap} {
 		m.unavailable[reason] = unavailable.WithLabelValues(reason)
 	}
-	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves, m.eraseErrors)
+	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves, m.eraseErrors, m.hashesRead, m.damaged,
+		m.mapMismatches, m.mapRestarts, m.mapRecords, m.mapChains, m.mapSize,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "immutable_query_checkpoint_age_seconds",
+			Help: "Age of the newest signed checkpoint in ClickHouse; -1 while none is known.",
+		}, age))
 	return m
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"getimmutable.dev/immutable/control"
@@ -37,12 +38,14 @@ type rig struct {
 	tb      testing.TB
 	db      *clickhousetest.Server
 	conn    driver.Conn
+	kafka   *kafkatest.Cluster
 	service *Service
 	reg     *prometheus.Registry
 	writer  *control.Writer
 	view    *control.View
 	url     string
 	log     *lockedBuffer
+	cfg     Config
 	stop    context.CancelFunc // ends Service.Run
 	tenant
 }
@@ -57,12 +60,14 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 	tb.Helper()
 	db := clickhousetest.Start(tb)
 	// A loaded machine must not turn totals into nulls.
-	cfg := Config{ClickHouse: db.Config(), CountTimeout: 4 * time.Second}
+	kafka := kafkatest.Start(tb)
+	cfg := Config{
+		Kafka: kafka.Config, ClickHouse: db.Config(), CountTimeout: 4 * time.Second, CheckpointInterval: 20 * time.Millisecond,
+	}
 	for _, f := range change {
 		f(&cfg)
 	}
-	r := &rig{tb: tb, db: db, conn: db.Conn(tb), reg: prometheus.NewRegistry(), log: new(lockedBuffer)}
-	kafka := kafkatest.Start(tb)
+	r := &rig{tb: tb, db: db, conn: db.Conn(tb), kafka: kafka, reg: prometheus.NewRegistry(), log: new(lockedBuffer)}
 	logger := slog.New(slog.NewTextHandler(r.log, nil))
 	var err error
 	r.view, err = control.NewView(control.ViewConfig{Kafka: kafka.Config, MasterKey: control.MasterKey{1}}, r.reg, logger)
@@ -76,11 +81,21 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if r.service, err = New(cfg, r.view, r.writer, r.reg, logger); err != nil {
-		tb.Fatal(err)
-	}
-	r.stop = run(tb, r.service.Run)
+	r.cfg = cfg
+	r.serve()
 	r.tenant = r.newTenant("default")
+	return r
+}
+
+// serve runs a service behind an address of its own.
+func (r *rig) serve() {
+	r.tb.Helper()
+	logger := slog.New(slog.NewTextHandler(r.log, nil))
+	var err error
+	if r.service, err = New(r.cfg, r.view, r.writer, r.reg, logger); err != nil {
+		r.tb.Fatal(err)
+	}
+	r.stop = run(r.tb, r.service.Run)
 	r.eventually("the service runs", func() bool {
 		runs := r.service.running.TryRLock()
 		if runs {
@@ -89,10 +104,34 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 		return runs
 	})
 	server := httptest.NewServer(httpserver.NewRouter(logger, r.service.Routes()...))
-	tb.Cleanup(server.Close)
-	tb.Cleanup(http.DefaultClient.CloseIdleConnections)
+	r.tb.Cleanup(server.Close)
+	r.tb.Cleanup(http.DefaultClient.CloseIdleConnections)
 	r.url = server.URL
-	return r
+}
+
+// restart ends the service and runs another in its place.
+func (r *rig) restart() {
+	r.tb.Helper()
+	r.stop()
+	r.reg = prometheus.NewRegistry()
+	r.serve()
+}
+
+// exec runs a statement.
+func (r *rig) exec(ctx context.Context, statement string, args ...any) {
+	r.tb.Helper()
+	if err := r.conn.Exec(ctx, statement, args...); err != nil {
+		r.tb.Fatalf("%s: %v", statement, err)
+	}
+}
+
+func mustID(tb testing.TB, id string) [16]byte {
+	tb.Helper()
+	parsed, err := uuid.Parse(id)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return parsed
 }
 
 // run runs f until the test ends, or until the function it returns is called; both wait for it.
@@ -181,7 +220,8 @@ func (r *rig) do(token, method, target string) answer {
 	if err != nil {
 		r.tb.Fatal(err)
 	}
-	if !json.Valid(body) && method != http.MethodHead {
+	kind := res.Header.Get("Content-Type")
+	if (kind == kindJSON || res.StatusCode != http.StatusOK) && !json.Valid(body) && method != http.MethodHead {
 		r.tb.Fatalf("%s %s: %d is no JSON: %s", method, target, res.StatusCode, body)
 	}
 	return answer{res.StatusCode, res.Header, body}

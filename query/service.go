@@ -1,6 +1,7 @@
 // Package query answers what has happened, from ClickHouse: the timeline, page by page, and single events. Every
-// statement is confined to the workspace of the caller's key, by selectFrom and nothing else. It is also where what is
-// configured is shown and changed over HTTP, through package control.
+// statement is confined to the workspace of the caller's key, by selectFrom and nothing else, but those on the root log, which
+// is public. It proves what it answers, by the root log's checkpoints. It is also where what is configured is shown and changed
+// over HTTP, through package control.
 package query
 
 import (
@@ -30,6 +31,7 @@ type Service struct {
 	// changes bounds the changes to what is configured that are being made.
 	changes   chan struct{}
 	renderers sync.Pool // of *renderer
+	roots     *roots
 
 	// running is locked for writing while Run is not running, and for reading while conn or erasures is used.
 	running  sync.RWMutex
@@ -48,10 +50,15 @@ func New(
 		return nil, fmt.Errorf("query: %w", err)
 	}
 	cfg = cfg.withDefaults()
+	roots, err := newRoots(cfg.Kafka, logger)
+	if err != nil {
+		return nil, fmt.Errorf("query: %w", err)
+	}
 	s := &Service{
-		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg), logger: logger,
+		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg, roots.age), logger: logger, roots: roots,
 		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
+	roots.metrics = s.metrics
 	s.renderers.New = func() any { return newRenderer() }
 	s.running.Lock()
 	return s, nil
@@ -77,8 +84,12 @@ func (s *Service) Run(ctx context.Context) error {
 	defer erasing.Wait()
 	erasing.Go(func() { s.followErasures(ctx) })
 	s.running.Unlock()
+	var followers sync.WaitGroup
+	followers.Go(func() { s.roots.run(ctx) })
+	followers.Go(func() { s.keepCurrent(ctx) })
 	<-ctx.Done()
 	s.running.Lock()
+	followers.Wait()
 	return nil
 }
 

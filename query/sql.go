@@ -19,13 +19,24 @@ type statement struct {
 	args []any // clickhouse.Named
 }
 
-// selectFrom begins every statement of this package: whatever is appended can only narrow down the workspace's rows.
+// selectFrom begins every statement of this package on rows of a workspace: whatever is appended can only narrow them down.
 // What is appended must be one or several of " AND <condition>", then clauses.
 func selectFrom(columns, table string, workspace [16]byte) *statement {
 	s := new(statement)
 	s.write("SELECT ", columns, " FROM ", table, " WHERE workspace = ", s.bindID(workspace))
 	return s
 }
+
+// selectPublic begins a statement on what everybody may know: the tables root_log and checkpoints, and no other, in which there
+// is nothing of any workspace but hashes. What is appended is as with selectFrom.
+func selectPublic(columns, table string) *statement {
+	s := new(statement)
+	s.write("SELECT ", columns, " FROM ", table, " WHERE true")
+	return s
+}
+
+// joinOr returns conditions of which any is enough.
+func joinOr(conditions []string) string { return strings.Join(conditions, " OR ") }
 
 func (s *statement) write(parts ...string) {
 	for _, p := range parts {

@@ -65,10 +65,10 @@ var labels = map[string]string{
 	"immutable_processor_seal_lag_seconds.partition":          "partitions of the events topic",
 	"immutable_processor_seal_transactions_total.result":      "`committed`, `aborted`, `failed`",
 	"immutable_query_requests_total.code":                     "status codes that the API answers with",
-	"immutable_query_requests_total.endpoint":                 "endpoints that read or manage",
-	"immutable_query_statement_duration_seconds.statement":    "`page`, `count`, `event`, `leaves`, `redaction_target`, `redaction_done`",
+	"immutable_query_requests_total.endpoint":                 "endpoints that read, prove or manage",
+	"immutable_query_statement_duration_seconds.statement":    "`page`, `count`, `event`, `leaves`, `redaction_target`, `redaction_done`, `hashes`, `checkpoints`, `root_log`, `spine`, `content`, `chains`",
 	"immutable_query_totals_skipped_total.reason":             "`rows`, `time`",
-	"immutable_query_unavailable_total.reason":                "`busy`, `away`, `timeout`, `stopping`, `unknown`",
+	"immutable_query_unavailable_total.reason":                "`busy`, `away`, `timeout`, `stopping`, `unknown`, `map`",
 	"immutable_rootlog_halted.reason":                         "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `fetch_failed`",
 	"immutable_rootlog_outage.system":                         "`kafka`, `clickhouse`",
 	"immutable_rootlog_rows_total.table":                      "`root_log`, `checkpoints`",
@@ -127,7 +127,7 @@ func everyService(t *testing.T) *described {
 	must(err)
 	_, err = rootlog.New(rootlog.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)
-	_, err = query.New(query.Config{ClickHouse: tables}, view, writer, reg, logger)
+	_, err = query.New(query.Config{Kafka: broker, ClickHouse: tables}, view, writer, reg, logger)
 	must(err)
 	trust, err := ledger.ParseTrust([]byte("example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"))
 	must(err)

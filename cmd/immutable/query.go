@@ -47,7 +47,7 @@ func (c *queryCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	service, err := query.New(
-		query.Config{ClickHouse: tables, OperatorWorkspace: c.OperatorWorkspace}, view, writer, s.reg, p.logger,
+		query.Config{Kafka: cfg, ClickHouse: tables, OperatorWorkspace: c.OperatorWorkspace}, view, writer, s.reg, p.logger,
 	)
 	if err != nil {
 		return err

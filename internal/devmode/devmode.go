@@ -274,7 +274,7 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 		return nil, err
 	}
 	timeline, err := query.New(
-		query.Config{ClickHouse: s.clickhouse, OperatorWorkspace: DefaultWorkspace}, view, changes, u.reg, u.logger,
+		query.Config{Kafka: s.kafka, ClickHouse: s.clickhouse, OperatorWorkspace: DefaultWorkspace}, view, changes, u.reg, u.logger,
 	)
 	if err != nil {
 		return nil, err

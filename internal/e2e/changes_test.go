@@ -68,7 +68,7 @@ func newManagement(t *testing.T, without ...string) *management {
 	}, logger)
 	m.must(err)
 	// Nothing is read from ClickHouse here.
-	service, err := query.New(query.Config{ClickHouse: clickhouse.Config{DSN: "clickhouse://127.0.0.1:1/x"}},
+	service, err := query.New(query.Config{Kafka: m.kafka.Config, ClickHouse: clickhouse.Config{DSN: "clickhouse://127.0.0.1:1/x"}},
 		m.view, m.writer, prometheus.NewRegistry(), logger)
 	m.must(err)
 	server := httptest.NewServer(httpserver.NewRouter(logger, service.Routes()...))

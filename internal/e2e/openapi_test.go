@@ -94,7 +94,7 @@ func newAPI(t *testing.T) *api {
 	}, logger)
 	a.must(err)
 	a.writer, a.view = writer, view
-	config := query.Config{ClickHouse: db.Config(), OperatorWorkspace: "main", BodyTimeout: 300 * time.Millisecond}
+	config := query.Config{Kafka: kafka.Config, ClickHouse: db.Config(), OperatorWorkspace: "main", BodyTimeout: 300 * time.Millisecond}
 	reads, err := query.New(config, view, writer, reg, logger)
 	a.must(err)
 	a.run(reads.Run)

@@ -1,0 +1,584 @@
+package query
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"getimmutable.dev/immutable/internal/notarytest"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/schemas"
+)
+
+const proofBody = `{"actor_id":"usr_1","action":"config.updated","resource":"service","resource_id":"r%d","metadata":{"old_value":"4711"}}`
+
+// manyBodies are events of several lanes.
+func manyBodies(n int) (bodies []string) {
+	for i := range n {
+		bodies = append(bodies, fmt.Sprintf(proofBody, i))
+	}
+	return bodies
+}
+
+// proof gets the proof of an event, which must be a 200.
+func (r *rig) proof(t tenant, id string) *ledger.Bundle {
+	r.tb.Helper()
+	a := r.get(t, "/api/v1/events/"+id+"/proof", nil)
+	if a.status != http.StatusOK {
+		r.tb.Fatalf("proof of %s: %d %s\n%s", id, a.status, a.body, r.log)
+	}
+	if want := `attachment; filename="` + id + `.proof.json"`; a.header.Get("Content-Disposition") != want {
+		r.tb.Errorf("Content-Disposition %q, want %q", a.header.Get("Content-Disposition"), want)
+	}
+	b, err := ledger.ParseBundle(a.body)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	return b
+}
+
+func (r *rig) holds(b *ledger.Bundle, trust *ledger.Trust, want ...ledger.Verdict) {
+	r.tb.Helper()
+	var found []ledger.Verdict
+	result := b.Verify(trust, time.Now())
+	for _, f := range result.Faults {
+		found = append(found, f.Verdict)
+	}
+	if !slices.Equal(found, want) || result.Checkpoint == nil {
+		r.tb.Errorf("the proof of %s: %v, want %v", b.ID, result.Faults, want)
+	}
+}
+
+func TestProof(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	trust := n.trust(t)
+	all := l.add(manyBodies(700)...)
+	if a := r.get(r.tenant, "/api/v1/events/"+all[0].id+"/proof", nil); a.status != http.StatusServiceUnavailable {
+		t.Errorf("without a checkpoint: %d %s", a.status, a.body)
+	}
+	n.sign(l.chains())
+	for i := 0; i < len(all); i += 37 {
+		b := r.proof(r.tenant, all[i].id)
+		r.holds(b, trust)
+		if b.ID != all[i].id || b.Sequence != all[i].leaf.Sequence {
+			t.Errorf("the proof of %s is one of %s", all[i].id, b.ID)
+		}
+	}
+
+	// What is newer than the checkpoint cannot be proved yet.
+	late := l.add(fmt.Sprintf(proofBody, 1))[0]
+	a := r.get(r.tenant, "/api/v1/events/"+late.id+"/proof", nil)
+	if a.status != http.StatusConflict || a.header.Get("Retry-After") != "10" || !strings.Contains(string(a.body), "checkpoint") {
+		t.Errorf("before its checkpoint: %d %v %s", a.status, a.header, a.body)
+	}
+	n.commit(n.Rotate(t)...)
+	n.sign(l.chains())
+	r.holds(r.proof(r.tenant, late.id), trust)
+	b := r.proof(r.tenant, all[650].id)
+	r.holds(b, trust)
+	if len(b.Keys) != 2 {
+		t.Errorf("%d key changes, want 2", len(b.Keys))
+	}
+	text, err := b.Encode()
+	if err != nil || len(text) > 10_000 {
+		t.Errorf("a proof has %d bytes: %v", len(text), err)
+	}
+
+	for _, id := range []string{anyID, "nonsense"} {
+		if a := r.get(r.tenant, "/api/v1/events/"+id+"/proof", nil); a.status != http.StatusNotFound {
+			t.Errorf("event %s: %d %s", id, a.status, a.body)
+		}
+	}
+	stranger := r.newTenant("stranger")
+	if a := r.get(stranger, "/api/v1/events/"+late.id+"/proof", nil); a.status != http.StatusNotFound {
+		t.Errorf("another workspace: %d %s", a.status, a.body)
+	}
+}
+
+// A second implementation, written from the specification alone, believes what the server proves.
+func TestPythonVerifiesProof(t *testing.T) {
+	path, err := exec.LookPath("python3")
+	if err != nil {
+		if os.Getenv("IMMUTABLE_REQUIRE_REAL") == "1" {
+			t.Fatalf("IMMUTABLE_REQUIRE_REAL=1: %v", err)
+		}
+		t.Skip(err)
+	}
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	event := l.add(manyBodies(30)...)[20]
+	n.sign(l.chains())
+	dir := t.TempDir()
+	bundle, trust := filepath.Join(dir, "bundle.json"), filepath.Join(dir, "trust")
+	key := r.do("", http.MethodGet, "/api/v1/ledger/key")
+	for name, text := range map[string][]byte{
+		bundle: r.get(r.tenant, "/api/v1/events/"+event.id+"/proof", nil).body, trust: key.body,
+	} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), path, "../ledger/testdata/verify.py", "bundle", bundle, "--trust", trust).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "VERIFIED" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestProofOfRedactedEvent(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	trust := n.trust(t)
+	event := l.add(fmt.Sprintf(proofBody, 0), fmt.Sprintf(proofBody, 0))[0]
+	n.sign(l.chains())
+	r.rewrite(r.tenant, event.id, "/metadata/old_value")
+	// The erasing must not be provable before the redaction is: a bundle would say WITHHELD.
+	if a := r.get(r.tenant, "/api/v1/events/"+event.id+"/proof", nil); a.status != http.StatusInternalServerError {
+		t.Errorf("erased without a redaction: %d %s", a.status, a.body)
+	}
+	l.kind = ledger.KindRedaction
+	l.add(fmt.Sprintf(`{"actor_id":"key:1","action":"event.redacted","resource":"service","resource_id":"r0",
+		"metadata":{"event_id":%q,"paths":["/metadata/old_value"]}}`, event.id))
+	if a := r.get(r.tenant, "/api/v1/events/"+event.id+"/proof", nil); a.status != http.StatusConflict ||
+		!strings.Contains(string(a.body), "redaction") {
+		t.Errorf("a redaction before its checkpoint: %d %s", a.status, a.body)
+	}
+	n.sign(l.chains())
+	b := r.proof(r.tenant, event.id)
+	r.holds(b, trust, ledger.Redacted)
+	if len(b.Redactions) != 1 || b.Body != "" || b.Seed != nil || strings.Contains(fmt.Sprint(b.Disclosure), "4711") {
+		t.Errorf("the bundle shows %+v", b.BundleLeaf)
+	}
+	if v := r.verdict("", 200); !v.Valid || v.EventsChecked != 3 {
+		t.Errorf("GET /verify: %+v", v)
+	}
+}
+
+// A proof reads a number of hashes that grows with the logarithm of the chain.
+func TestProofReadsFewHashes(t *testing.T) {
+	r := newRig(t)
+	n := r.newNotary()
+	c, _ := r.synthetic(r.tenant, 70_000, 1)
+	n.sign([]notarytest.Chain{c})
+	before := r.counter("immutable_query_hashes_read_total")
+	if _, err := r.service.build(t.Context(), chainTree(r.workspace.ID, c.Chain), []*ledger.ProofPlan{mustPlan(t, 33_333, c.Size)}); err != nil {
+		t.Fatal(err)
+	}
+	if read := r.counter("immutable_query_hashes_read_total") - before; read > 3*512 {
+		t.Errorf("%v hashes were read for a chain of %d", read, c.Size)
+	} else {
+		t.Logf("%v hashes", read)
+	}
+}
+
+func mustPlan(tb testing.TB, index, size uint64) *ledger.ProofPlan {
+	tb.Helper()
+	p, err := ledger.PlanInclusion(index, size)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+// Tampering with what a proof is made of is a 500 that is counted, and never a proof that does not hold.
+func TestProofOfDamage(t *testing.T) {
+	for name, statement := range map[string]string{
+		"body":           "ALTER TABLE events UPDATE body = replace(body, '4711', '4712') WHERE true",
+		"not canonical":  "ALTER TABLE events UPDATE body = concat(' ', body) WHERE true",
+		"seed":           "ALTER TABLE events UPDATE seed = unhex('000102030405060708090a0b0c0d0e0f') WHERE true",
+		"disclosure":     "ALTER TABLE events UPDATE disclosure = '{' WHERE true",
+		"a leaf":         "ALTER TABLE leaves UPDATE leaf_hash = unhex(repeat('ab', 32)) WHERE sequence = 2",
+		"a missing leaf": "ALTER TABLE leaves DELETE WHERE sequence = 2",
+		"all leaves":     "ALTER TABLE leaves DELETE WHERE true",
+		"a leaf's time":  "ALTER TABLE leaves UPDATE recorded_at = recorded_at + 1 WHERE true",
+		"a leaf twice":   "INSERT INTO leaves SELECT * REPLACE (unhex(repeat('cd', 32)) AS leaf_hash) FROM leaves",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			l := r.newLoader(r.tenant)
+			n := r.newNotary()
+			bodies := make([]string, 10)
+			for i := range bodies {
+				bodies[i] = fmt.Sprintf(proofBody, 0) // of one lane
+			}
+			all := l.add(bodies...)
+			n.sign(l.chains())
+			r.holds(r.proof(r.tenant, all[3].id), n.trust(t))
+			settings := " SETTINGS mutations_sync = 1"
+			if strings.HasPrefix(statement, "INSERT") {
+				settings = ""
+			}
+			r.exec(t.Context(), statement+settings)
+			a := r.get(r.tenant, "/api/v1/events/"+all[3].id+"/proof", nil)
+			if a.status != http.StatusInternalServerError || !strings.Contains(string(a.body), "does not match its hashes") {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			if r.counter("immutable_query_damaged_total") == 0 || !strings.Contains(r.log.String(), "damaged") {
+				t.Error("it is not counted, or not logged")
+			}
+		})
+	}
+}
+
+// The notary's state in Kafka is not what its epoch says: no proof is made of it.
+func TestProofOfAnotherMap(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	event := l.add(manyBodies(3)...)[0]
+	n.sign(l.chains())
+	// The chain's record with another root.
+	other := l.chains()[0]
+	other.Range[0][0] ^= 1
+	records := n.Epoch(t, l.chains()...)
+	records[0].Value = bytes.Replace(records[0].Value, rootOf(l.chains()[0]), rootOf(other), 1)
+	n.commit(records...)
+	n.commit(n.Checkpoint(t))
+	r.eventually("the mismatch is seen", func() bool { return r.counter("immutable_query_map_mismatches_total") > 0 })
+	a := r.get(r.tenant, "/api/v1/events/"+event.id+"/proof", nil)
+	if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if r.labelled("immutable_query_unavailable_total", reasonMap) == 0 || !strings.Contains(r.log.String(), "no proofs can be made") {
+		t.Error("it is not counted, or not logged")
+	}
+	// The next epoch sets the chain right.
+	n.sign(l.chains())
+	r.holds(r.proof(r.tenant, event.id), n.trust(t))
+}
+
+func rootOf(c notarytest.Chain) []byte {
+	root := c.Root()
+	return root[:]
+}
+
+// The map stays at the newest epoch that a checkpoint covers, whatever else is on the topic, and is the same when it is read again.
+func TestMapFollowsCheckpoints(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	trust := n.trust(t)
+	first := l.add(manyBodies(50)...)
+	n.sign(l.chains())
+	signed := n.Log.Size
+	// Epochs without a checkpoint.
+	for range 3 {
+		l.add(manyBodies(10)...)
+		n.commit(n.Epoch(t, l.chains()...)...)
+	}
+	r.eventually("they are read", func() bool {
+		r.service.roots.mu.RLock()
+		defer r.service.roots.mu.RUnlock()
+		return r.service.roots.reading.complete == n.Log.Size
+	})
+	b := r.proof(r.tenant, first[7].id)
+	r.holds(b, trust)
+	if at, err := ledger.ParseEntry([]byte(b.Epoch)); err != nil || at.Index != signed-1 {
+		t.Errorf("proved at %v: %v", at, err)
+	}
+	n.commit(n.Checkpoint(t))
+	n.await()
+	r.holds(r.proof(r.tenant, first[7].id), trust)
+	if n := r.counter("immutable_query_map_mismatches_total"); n != 0 {
+		t.Errorf("%v mismatches", n)
+	}
+
+	// A service that starts now reads a state whose newest epoch is covered, or waits for that.
+	l.add(manyBodies(10)...)
+	n.commit(n.Epoch(t, l.chains()...)...)
+	r.restart()
+	if a := r.get(r.tenant, "/api/v1/events/"+first[7].id+"/proof", nil); a.status != http.StatusServiceUnavailable {
+		t.Errorf("the newest state is of an epoch without a checkpoint: %d %s", a.status, a.body)
+	}
+	n.commit(n.Checkpoint(t))
+	n.await()
+	r.holds(r.proof(r.tenant, first[7].id), trust)
+}
+
+// More changes than are kept one by one wait for a checkpoint.
+func TestMapCollapses(t *testing.T) {
+	m := &chainMap{chains: map[ledger.ChainID]*chainRoot{}, workspaces: map[[16]byte][]*chainRoot{}}
+	for epoch := range uint64(5) {
+		for c := range byte(3) {
+			m.pending = append(m.pending, change{epoch, chainRoot{chain: ledger.ChainID{c}, size: epoch + uint64(c)}})
+		}
+	}
+	m.advance(1)
+	if len(m.pending) != 9 || m.chains[ledger.ChainID{2}].size != 3 {
+		t.Fatalf("at epoch 1: %+v", m)
+	}
+	m.collapse()
+	if len(m.pending) != 3 || m.floor != 4 {
+		t.Fatalf("%d changes from %d on", len(m.pending), m.floor)
+	}
+	m.advance(4)
+	if len(m.pending) != 0 || m.chains[ledger.ChainID{2}].size != 6 || m.tree.Len() != 3 {
+		t.Errorf("at epoch 4: %+v", m)
+	}
+}
+
+// Kafka reports an error, and then goes away: what is known is proved on.
+func TestProofsWithoutKafka(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	n := r.newNotary()
+	event := l.add(manyBodies(3)...)[0]
+	n.sign(l.chains())
+	topic := r.kafka.Config.Topic(schemas.TopicNotaryState)
+	r.kafka.Fake.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		fetch := req.(*kmsg.FetchRequest)
+		resp := fetch.ResponseKind().(*kmsg.FetchResponse)
+		for _, asked := range fetch.Topics {
+			if asked.Topic != topic && asked.TopicID != r.kafka.Fake.TopicInfo(topic).TopicID {
+				r.kafka.Fake.KeepControl()
+				return nil, nil, false
+			}
+			answer := kmsg.NewFetchResponseTopic()
+			answer.Topic, answer.TopicID = asked.Topic, asked.TopicID
+			p := kmsg.NewFetchResponseTopicPartition()
+			p.ErrorCode = kerr.OffsetOutOfRange.Code
+			answer.Partitions = append(answer.Partitions, p)
+			resp.Topics = append(resp.Topics, answer)
+		}
+		return resp, nil, true
+	})
+	r.eventually("it is read again", func() bool { return r.counter("immutable_query_map_restarts_total") > 0 })
+	r.holds(r.proof(r.tenant, event.id), n.trust(t))
+	l.add(manyBodies(3)...)
+	n.sign(l.chains())
+	r.kafka.Fake.Close()
+	r.holds(r.proof(r.tenant, event.id), n.trust(t))
+}
+
+func TestChains(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	stranger := r.newTenant("stranger")
+	other := r.newLoader(stranger)
+	n := r.newNotary()
+	l.add(manyBodies(50)...)
+	other.add(manyBodies(20)...)
+	n.sign(slices.Concat(l.chains(), other.chains()))
+	for _, tc := range []struct {
+		tenant
+		l *loader
+	}{{r.tenant, l}, {stranger, other}} {
+		a := r.get(tc.tenant, "/api/v1/ledger/chains", nil)
+		var list struct{ Data chainList }
+		if err := json.Unmarshal(a.body, &list); err != nil || a.status != http.StatusOK {
+			t.Fatalf("%d %s: %v", a.status, a.body, err)
+		}
+		if len(list.Data.Chains) != len(tc.l.chains()) {
+			t.Errorf("%d chains, want %d", len(list.Data.Chains), len(tc.l.chains()))
+		}
+		e, err := ledger.ParseEntry([]byte(list.Data.Epoch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list.Data.Chains {
+			if c.Workspace != ledger.Hex16(tc.workspace.ID) || c.Chain != ledger.NewChainID(c.Workspace, c.Incarnation, c.Lane) {
+				t.Errorf("chain %x of workspace %x", c.Chain, c.Workspace)
+			}
+			if err := c.Map.VerifyPresent(c.Chain, c.Size, c.Root, e.Epoch.MapRoot); err != nil {
+				t.Error(err)
+			}
+			if head := tc.l.heads[c.Lane]; c.Size != head.Size || c.Root != head.Root() || c.Lanes != tc.workspace.Lanes {
+				t.Errorf("lane %d: %+v", c.Lane, c)
+			}
+		}
+		p, err := ledger.ParseLogProof([]byte(list.Data.LogProof))
+		if err != nil || p.Index != e.Index || len(list.Data.Keys) != 1 {
+			t.Errorf("log proof %+v: %v", p, err)
+		}
+	}
+	empty := r.newTenant("empty")
+	if a := r.get(empty, "/api/v1/ledger/chains", nil); !strings.Contains(string(a.body), `"chains":[]`) {
+		t.Errorf("a workspace without chains: %s", a.body)
+	}
+}
+
+// tileReader reads the root log as golang.org/x/mod/sumdb does, over HTTP.
+type tileReader struct{ rig *rig }
+
+func (tileReader) Height() int { return 8 }
+
+func (t tileReader) ReadTiles(tiles []tlog.Tile) (data [][]byte, err error) {
+	for _, tile := range tiles {
+		path := strings.Replace(tile.Path(), "tile/8/", "tile/", 1) // C2SP leaves out the height
+		a := t.rig.do("", http.MethodGet, "/api/v1/ledger/"+path)
+		if a.status != http.StatusOK {
+			return nil, fmt.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+		data = append(data, a.body)
+	}
+	return data, nil
+}
+
+func (tileReader) SaveTiles([]tlog.Tile, [][]byte) {}
+
+// An independent reader of tiled logs makes every proof of what is served.
+func TestTiles(t *testing.T) {
+	r := newRig(t)
+	n := r.newNotary()
+	for range 600 {
+		for _, rec := range n.Epoch(t) {
+			if strings.HasPrefix(string(rec.Key), "entry/") {
+				r.writeLog(rec)
+			}
+		}
+	}
+	r.writeLog(n.Checkpoint(t))
+	size := int64(n.Log.Size)
+	signed := r.do("", http.MethodGet, "/api/v1/ledger/checkpoint")
+	verifier, err := note.NewVerifier(strings.TrimSuffix(string(r.do("", http.MethodGet, "/api/v1/ledger/key").body), "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := note.Open(signed.body, note.VerifierList(verifier))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkpoint, err := ledger.ParseCheckpoint(signed.body)
+	if err != nil || opened.Text != checkpoint.Text() || checkpoint.Size != n.Log.Size {
+		t.Fatalf("%s: %v", opened.Text, err)
+	}
+	tree := tlog.Tree{N: size, Hash: tlog.Hash(checkpoint.Root)}
+	hashes := tlog.TileHashReader(tree, tileReader{r})
+	for _, index := range []int64{0, 1, 255, 256, 511, 512, size - 1} {
+		p, err := tlog.ProveRecord(size, index, hashes)
+		if err != nil {
+			t.Fatalf("entry %d: %v", index, err)
+		}
+		bundle := r.bundle(uint64(index)/256, uint64(size))
+		entry := bundle[index%256]
+		if err := tlog.CheckRecord(p, size, tree.Hash, index, tlog.RecordHash(entry)); err != nil {
+			t.Errorf("entry %d: %v", index, err)
+		}
+	}
+	if _, err := tlog.ProveTree(size, 300, hashes); err != nil {
+		t.Error(err)
+	}
+
+	full := r.do("", http.MethodGet, "/api/v1/ledger/tile/0/001")
+	if len(full.body) != 8192 || full.header.Get("Content-Type") != kindBytes || full.header.Get("Cache-Control") != cacheForEver {
+		t.Errorf("a full tile: %d bytes, %v", len(full.body), full.header)
+	}
+	if got := signed.header.Get("Content-Type"); got != "text/plain; charset=utf-8" || signed.header.Get("Cache-Control") != cacheShortly {
+		t.Errorf("the checkpoint: %v", signed.header)
+	}
+	if part := r.do("", http.MethodGet, "/api/v1/ledger/tile/0/001.p/7"); string(part.body) != string(full.body[:7*32]) {
+		t.Errorf("a part of it: %d %d bytes", part.status, len(part.body))
+	}
+	for _, path := range []string{
+		"0/003", "0/002.p/90", "0/002", "1/000", "1/000.p/3", "2/000.p/1", "63/000.p/1", "64/000", "00/000", "0/1", "0/0001", "0/x000/001",
+		"0/001.p/0", "0/001.p/256", "0/001.p/07", "0/001.p/", "0/001/002", "0/x001", "-1/000", "0/-01", "0/+01", "entries/003", "entries/002.p/90",
+		"0/x999/x999/x999/x999/x999/999", "0/x999/x999/x999/x999/x999/x999/x999/999",
+	} {
+		if a := r.do("", http.MethodGet, "/api/v1/ledger/tile/"+path); a.status != http.StatusNotFound {
+			t.Errorf("tile %s: %d", path, a.status)
+		}
+	}
+}
+
+// bundle returns the entries of a bundle, of the width that a tree of this size has.
+func (r *rig) bundle(index, size uint64) (entries [][]byte) {
+	r.tb.Helper()
+	path := fmt.Sprintf("/api/v1/ledger/tile/entries/%03d", index)
+	if width := size - index*256; width < 256 {
+		path += fmt.Sprintf(".p/%d", width)
+	}
+	for _, encoding := range []string{"identity", "gzip"} {
+		req, err := http.NewRequestWithContext(r.tb.Context(), http.MethodGet, r.url+path, http.NoBody)
+		if err != nil {
+			r.tb.Fatal(err)
+		}
+		if encoding == "identity" {
+			req.Header.Set("Accept-Encoding", encoding) // else the client asks for gzip and takes it off
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			r.tb.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK || res.Uncompressed != (encoding == "gzip") {
+			r.tb.Fatalf("%s: %d, %v, uncompressed %t", path, res.StatusCode, err, res.Uncompressed)
+		}
+		entries = entries[:0]
+		for len(b) > 0 {
+			n := int(b[0])<<8 | int(b[1])
+			entries = append(entries, b[2:2+n])
+			b = b[2+n:]
+		}
+	}
+	return entries
+}
+
+func TestPublicWithoutCheckpoint(t *testing.T) {
+	r := newRig(t)
+	for _, path := range []string{"checkpoint", "key", "tile/0/000", "tile/entries/000.p/1"} {
+		if a := r.do("", http.MethodGet, "/api/v1/ledger/"+path); a.status != http.StatusNotFound {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+		if a := r.do("", http.MethodGet, "/api/v1/ledger/"+path+"?x=1"); a.status != http.StatusBadRequest {
+			t.Errorf("%s with a parameter: %d", path, a.status)
+		}
+	}
+}
+
+// A tile whose rows are gone, or were changed, is never served in part.
+func TestDamagedTiles(t *testing.T) {
+	r := newRig(t)
+	n := r.newNotary()
+	for range 300 {
+		r.writeLog(n.Epoch(t)[0])
+	}
+	r.writeLog(n.Checkpoint(t))
+	r.exec(t.Context(), "ALTER TABLE root_log DELETE WHERE entry_index = 7 SETTINGS mutations_sync = 1")
+	r.exec(t.Context(), "ALTER TABLE root_log UPDATE node = '' WHERE entry_index = 255 SETTINGS mutations_sync = 1")
+	for _, path := range []string{"tile/0/000", "tile/entries/000", "tile/1/000.p/1"} {
+		if a := r.do("", http.MethodGet, "/api/v1/ledger/"+path); a.status != http.StatusInternalServerError {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+	if n := r.counter("immutable_query_damaged_total"); n != 3 {
+		t.Errorf("%v counted", n)
+	}
+	if a := r.do("", http.MethodGet, "/api/v1/ledger/tile/0/001.p/45"); a.status != http.StatusOK {
+		t.Errorf("what is whole: %d", a.status)
+	}
+}
+
+func FuzzTile(f *testing.F) {
+	for _, seed := range []string{"000", "x001/x234/067.p/5", "001.p/255", "x/000", ".p/1"} {
+		f.Add("0", seed)
+	}
+	f.Fuzz(func(t *testing.T, level, path string) {
+		tl, ok := parseTile(level, path)
+		if !ok {
+			return
+		}
+		c2sp := tlog.Tile{H: 8, L: tl.level, N: int64(tl.first / 256), W: int(tl.width)}
+		if want := fmt.Sprintf("tile/8/%s/%s", level, path); tl.first/256 < 1<<62 && c2sp.Path() != want {
+			t.Errorf("%s is read as %s", want, c2sp.Path())
+		}
+	})
+}

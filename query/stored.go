@@ -1,0 +1,199 @@
+package query
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// errDamaged says that what ClickHouse holds of the ledger is not what its hashes say. It is counted where it is answered.
+var errDamaged = errors.New("what is stored of the ledger is damaged")
+
+func isDamage(err error) bool { return errors.Is(err, errDamaged) }
+
+// storedTree is where the hashes of one tree are: leaf hashes, and beside the last leaf of each complete subtree of 256^k
+// leaves, k >= 1, its root.
+type storedTree struct {
+	name        string // for errors
+	index, hash string // columns
+	// from begins a statement on the tree's rows.
+	from func(columns string) *statement
+}
+
+func chainTree(workspace [16]byte, chain ledger.ChainID) storedTree {
+	return storedTree{
+		name: fmt.Sprintf("chain %x", chain), index: "sequence", hash: "leaf_hash",
+		from: func(columns string) *statement {
+			s := selectFrom(columns, "leaves", workspace)
+			s.and("chain = ", s.bindID(chain))
+			return s
+		},
+	}
+}
+
+func rootLogTree() storedTree {
+	return storedTree{
+		name: "root log", index: "entry_index", hash: "hash",
+		from: func(columns string) *statement { return selectPublic(columns, "root_log") },
+	}
+}
+
+// hashes reads stored hashes, one statement for each level, and returns those of each span.
+func (s *Service) hashes(ctx context.Context, t storedTree, spans []ledger.Span) ([][]ledger.Hash, error) {
+	levels := map[int][]ledger.Span{}
+	for _, span := range spans {
+		levels[span.Level] = append(levels[span.Level], span)
+	}
+	found := map[int]map[uint64]ledger.Hash{}
+	for level, wanted := range levels {
+		var err error
+		if found[level], err = s.level(ctx, t, level, wanted); err != nil {
+			return nil, err
+		}
+	}
+	all := make([][]ledger.Hash, len(spans))
+	for i, span := range spans {
+		all[i] = make([]ledger.Hash, 0, span.To-span.From)
+		for n := span.From; n < span.To; n++ {
+			h, ok := found[span.Level][n]
+			if !ok {
+				return nil, fmt.Errorf("%w: %s: hash %d of level %d is missing", errDamaged, t.name, n, span.Level)
+			}
+			all[i] = append(all[i], h)
+		}
+	}
+	return all, nil
+}
+
+// level reads the hashes of one level, by their number in it.
+func (s *Service) level(ctx context.Context, t storedTree, level int, spans []ledger.Span) (map[uint64]ledger.Hash, error) {
+	st := levelStatement(t, level, spans, limits{timeout: s.cfg.RequestTimeout})
+	found := map[uint64]ledger.Hash{}
+	err := s.run(ctx, statementHashes, st, func(rows driver.Rows) error {
+		var index uint64
+		var text string
+		if err := rows.Scan(&index, &text); err != nil {
+			return err
+		}
+		n := (index+1)>>(8*level) - 1
+		known, twice := found[n]
+		if len(text) != len(ledger.Hash{}) || twice && known != ledger.Hash([]byte(text)) {
+			return fmt.Errorf("%w: %s: hash %d of level %d is %d bytes, or two", errDamaged, t.name, n, level, len(text))
+		}
+		found[n] = ledger.Hash([]byte(text))
+		s.metrics.hashesRead.Inc()
+		return nil
+	})
+	return found, err
+}
+
+// levelStatement asks for the stored hashes of spans of one level.
+func levelStatement(t storedTree, level int, spans []ledger.Span, l limits) *statement {
+	spans = slices.Clone(spans)
+	slices.SortFunc(spans, func(a, b ledger.Span) int { return cmp.Compare(a.From, b.From) })
+	if level > 0 {
+		var last []uint64 // leaves that have the hashes
+		for _, span := range spans {
+			for n := span.From; n < span.To; n++ {
+				last = append(last, (n+1)<<(8*level)-1)
+			}
+		}
+		st := t.from(t.index + ", substring(node, " + strconv.Itoa(32*(level-1)+1) + ", 32)")
+		st.and(t.index, " IN ", st.bind("Array(UInt64)", slices.Compact(last)))
+		return st.settings(l)
+	}
+	st := t.from(t.index + ", " + t.hash)
+	var ranges []string
+	for i := 0; i < len(spans); {
+		from, to := spans[i].From, spans[i].To
+		for i++; i < len(spans) && spans[i].From <= to; i++ {
+			to = max(to, spans[i].To)
+		}
+		ranges = append(ranges, t.index+" BETWEEN "+st.bind("UInt64", from)+" AND "+st.bind("UInt64", to-1))
+	}
+	st.and(joinOr(ranges))
+	return st.settings(l)
+}
+
+// checkpointRow is a row of the table checkpoints.
+type checkpointRow struct {
+	size      uint64
+	root      ledger.Hash
+	note      []byte
+	witnesses uint16
+	quorum    bool
+	published int64 // microseconds since the Unix epoch
+}
+
+const checkpointColumns = "size, root, note, witnesses, quorum, toUnixTimestamp64Micro(published_at)"
+
+func (c *checkpointRow) scan(rows driver.Rows) error {
+	return rows.Scan(&c.size, (*[32]byte)(&c.root), &c.note, &c.witnesses, &c.quorum, &c.published)
+}
+
+// newestCheckpoint returns the one of the largest size, with the most cosignatures; nil if there is none.
+func (s *Service) newestCheckpoint(ctx context.Context) (*checkpointRow, error) {
+	st := selectPublic(checkpointColumns, "checkpoints")
+	st.write("\nORDER BY size DESC, witnesses DESC\nLIMIT 1")
+	return s.checkpoint(ctx, st)
+}
+
+func (s *Service) checkpoint(ctx context.Context, st *statement) (found *checkpointRow, err error) {
+	err = s.run(ctx, statementCheckpoints, st.settings(limits{timeout: s.cfg.RequestTimeout}), func(rows driver.Rows) error {
+		found = new(checkpointRow)
+		return found.scan(rows)
+	})
+	return found, err
+}
+
+// entryRow is an entry of the root log, as stored.
+type entryRow struct {
+	index uint64
+	text  []byte
+}
+
+// entries runs a statement for entries in order; one that is there twice comes once.
+func (s *Service) entries(ctx context.Context, st *statement) (list []entryRow, err error) {
+	err = s.run(ctx, statementEntries, st.settings(limits{timeout: s.cfg.RequestTimeout}), func(rows driver.Rows) error {
+		var e entryRow
+		if err := rows.Scan(&e.index, &e.text); err != nil {
+			return err
+		}
+		if n := len(list); n > 0 && list[n-1].index == e.index {
+			return nil
+		}
+		list = append(list, e)
+		return nil
+	})
+	return list, err
+}
+
+// newestEpoch returns the last epoch before a size of the root log; nil if there is none.
+func (s *Service) newestEpoch(ctx context.Context, size uint64) (*entryRow, error) {
+	st := selectPublic("entry_index, entry", "root_log")
+	st.and("type = 'epoch' AND entry_index < ", st.bind("UInt64", size))
+	st.write("\nORDER BY entry_index DESC\nLIMIT 1")
+	list, err := s.entries(ctx, st)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return &list[0], nil
+}
+
+// maxKeyChanges bounds the key changes of a log that proofs are made of; a bundle may not have more.
+const maxKeyChanges = 1000
+
+// keyChanges returns the key changes before a size of the root log.
+func (s *Service) keyChanges(ctx context.Context, size uint64) ([]entryRow, error) {
+	st := selectPublic("entry_index, entry", "root_log")
+	st.and("type = 'key' AND entry_index < ", st.bind("UInt64", size))
+	st.write("\nORDER BY entry_index\nLIMIT " + strconv.Itoa(2*maxKeyChanges))
+	return s.entries(ctx, st)
+}
