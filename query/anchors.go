@@ -102,10 +102,7 @@ func (s *Service) anchor(ctx context.Context, r *http.Request) (*checkpointRow, 
 	if err != nil || strconv.FormatUint(size, 10) != id {
 		return nil, notFound
 	}
-	st := selectPublic(checkpointColumns, "checkpoints")
-	st.and("size = ", st.bind("UInt64", size))
-	st.write("\nORDER BY witnesses DESC\nLIMIT 1")
-	c, err := s.checkpoint(ctx, st)
+	c, err := s.checkpoint(ctx, checkpointAtStatement(size))
 	if err == nil && c == nil {
 		err = notFound
 	}

@@ -53,78 +53,77 @@ func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Requ
 	return content{body: text, kind: kindJSON, file: uuid.UUID(id).String() + ".proof.json"}, nil
 }
 
-// provableRow is the content of an event, and where its leaf is.
+// provableRow is a row of the table events, with all that its leaf is made of but the hash before it.
 type provableRow struct {
 	bodyRow
-	chain ledger.ChainID
+	leaf leafRow // without hashes, and what the chain has in common
 	// redacted: somebody has redacted it, whether or not that is in ClickHouse yet.
 	redacted bool
 }
 
-// provable returns an event by its id; nil if there is none.
-func (s *Service) provable(ctx context.Context, workspace, id [16]byte) (found *provableRow, err error) {
-	st := provableStatement(workspace, id, limits{timeout: s.cfg.RequestTimeout})
-	err = s.run(ctx, statementContent, st, func(rows driver.Rows) error {
-		found = new(provableRow)
-		if err := found.scan(rows); err != nil {
-			return err
-		}
-		found.redacted, err = s.conceal(workspace, &found.bodyRow)
-		return err
-	})
-	return found, err
-}
-
-const provableColumns = "chain, " + bodyColumns
+const provableColumns = bodyColumns + ", chain, kind, toUnixTimestamp64Micro(recorded_at), input_generation, input_partition, input_offset"
 
 func (p *provableRow) scan(rows driver.Rows) error {
-	return rows.Scan((*[16]byte)(&p.chain), &p.sequence, &p.id, &p.body, (*[16]byte)(&p.seed), &p.disclosure)
+	l := &p.leaf
+	err := rows.Scan(&p.sequence, &p.id, &p.body, (*[16]byte)(&p.seed), &p.disclosure, (*[16]byte)(&l.chain), &l.kind, &l.recordedAt,
+		&l.generation, &l.partition, &l.offset)
+	l.sequence, l.id = p.sequence, p.id
+	return err
 }
 
-func provableStatement(workspace, id [16]byte, l limits) *statement {
-	st := selectFrom(provableColumns, "events", workspace)
-	st.and("id = ", st.bindID(id))
-	st.write("\nLIMIT 1")
-	return st.settings(l)
-}
-
-// redactions returns the redactions of an event, which are in its chain after it.
-func (s *Service) redactions(ctx context.Context, workspace [16]byte, e *provableRow) ([]bodyRow, error) {
-	st := redactionsStatement(workspace, e, limits{timeout: s.cfg.RequestTimeout})
-	var list []bodyRow
-	err := s.run(ctx, statementContent, st, func(rows driver.Rows) error {
-		list = append(list, bodyRow{})
-		b := &list[len(list)-1]
-		if err := b.scan(rows); err != nil {
+// provables runs a statement over provableColumns.
+func (s *Service) provables(ctx context.Context, workspace [16]byte, st *statement) (list []provableRow, err error) {
+	err = s.run(ctx, statementContent, st.settings(limits{timeout: s.cfg.RequestTimeout}), func(rows driver.Rows) error {
+		list = append(list, provableRow{})
+		p := &list[len(list)-1]
+		if err := p.scan(rows); err != nil {
 			return err
 		}
-		_, err := s.conceal(workspace, b)
+		var err error
+		p.redacted, err = s.conceal(workspace, &p.bodyRow)
 		return err
 	})
 	return list, err
 }
 
-func redactionsStatement(workspace [16]byte, e *provableRow, l limits) *statement {
-	st := selectFrom(bodyColumns, "events", workspace)
-	st.and("chain = ", st.bindID(e.chain), " AND sequence > ", st.bind("UInt64", e.sequence), " AND kind = ",
+// provable returns an event by its id; nil if there is none.
+func (s *Service) provable(ctx context.Context, workspace, id [16]byte) (*provableRow, error) {
+	list, err := s.provables(ctx, workspace, provableStatement(workspace, id))
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return &list[0], nil
+}
+
+func provableStatement(workspace, id [16]byte) *statement {
+	st := selectFrom(provableColumns, "events", workspace)
+	st.and("id = ", st.bindID(id))
+	st.write("\nLIMIT 1")
+	return st
+}
+
+// redactionsStatement asks for the redactions of an event, which are in its chain after it.
+func redactionsStatement(workspace [16]byte, e *provableRow) *statement {
+	st := selectFrom(provableColumns, "events", workspace)
+	st.and("chain = ", st.bindID(e.leaf.chain), " AND sequence > ", st.bind("UInt64", e.sequence), " AND kind = ",
 		strconv.Itoa(int(ledger.KindRedaction)))
 	st.metadata("event_id", []string{uuid.UUID(e.id).String()})
 	st.write("\nORDER BY sequence\nLIMIT ", strconv.Itoa(maxRedactions))
-	return st.settings(l)
+	return st
 }
 
 // bundle makes the proof of an event. The error is a 409 while no checkpoint covers it.
 func (s *Service) bundle(ctx context.Context, workspace [16]byte, e *provableRow) (*ledger.Bundle, *snapshot, error) {
-	at, c, err := s.roots.chainOf(workspace, e.chain)
+	at, c, err := s.roots.chainOf(workspace, e.leaf.chain)
 	if err != nil {
 		return nil, nil, err
 	}
 	if c == nil || e.sequence >= c.size {
 		return nil, nil, notCovered("The event")
 	}
-	contents := []bodyRow{e.bodyRow}
+	contents := []provableRow{*e}
 	if len(e.disclosure) > 0 {
-		redactions, err := s.redactions(ctx, workspace, e)
+		redactions, err := s.provables(ctx, workspace, redactionsStatement(workspace, e))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -139,42 +138,53 @@ func (s *Service) bundle(ctx context.Context, workspace [16]byte, e *provableRow
 	if err != nil {
 		return nil, nil, err
 	}
-	return &ledger.Bundle{
+	b := &ledger.Bundle{
 		BundleLeaf: leaves[0], Size: c.size, Root: c.root, Map: c.proof, Epoch: at.text, LogProof: at.logProof, Keys: at.keys,
-		Redactions: leaves[1:],
-	}, at, nil
+	}
+	if len(leaves) > 1 {
+		b.Redactions = leaves[1:]
+	}
+	return b, at, nil
 }
 
 // proven makes leaves of a chain with their content, and with their paths in it.
-func (s *Service) proven(ctx context.Context, workspace [16]byte, c *provenChain, contents []bodyRow) ([]ledger.BundleLeaf, error) {
+func (s *Service) proven(ctx context.Context, workspace [16]byte, c *provenChain, contents []provableRow) ([]ledger.BundleLeaf, error) {
+	var spans []ledger.Span
 	plans := make([]*ledger.ProofPlan, len(contents))
-	rows := make([]leafRow, len(contents))
-	befores := make([]ledger.Hash, len(contents))
-	for i, b := range contents {
+	for i, e := range contents {
+		if e.sequence == 0 {
+			return nil, fmt.Errorf("%w: event %s has the place of a genesis in chain %x", errDamaged, uuid.UUID(e.id), c.chain)
+		}
 		var err error
-		if plans[i], err = ledger.PlanInclusion(b.sequence, c.size); err != nil {
+		if plans[i], err = ledger.PlanInclusion(e.sequence, c.size); err != nil {
 			return nil, err
 		}
-		spine, err := s.spine(ctx, workspace, c.chain, max(b.sequence, 1)-1, b.sequence+1, 3)
-		if err != nil {
-			return nil, err
-		}
-		if len(spine) != 2 || spine[0].sequence+1 != b.sequence || spine[1].sequence != b.sequence || spine[1].id != b.id {
-			return nil, fmt.Errorf("%w: chain %x has %d leaves of sequence %d, and the one before it, of event %s",
-				errDamaged, c.chain, len(spine), b.sequence, uuid.UUID(b.id))
-		}
-		rows[i], befores[i] = spine[1], spine[0].hash
+		spans = append(append(spans, ledger.Span{From: e.sequence - 1, To: e.sequence + 1}), plans[i].Spans()...)
 	}
-	paths, err := s.build(ctx, chainTree(workspace, c.chain), plans)
+	stored, err := s.hashes(ctx, chainTree(workspace, c.chain), spans)
 	if err != nil {
 		return nil, err
 	}
 	leaves := make([]ledger.BundleLeaf, len(contents))
 	for i := range contents {
-		if leaves[i], err = describe(workspace, &rows[i], befores[i], &contents[i]); err != nil {
+		e := &contents[i]
+		e.leaf.incarnation, e.leaf.lane, e.leaf.lanes = c.incarnation, c.lane, c.lanes
+		before, own := stored[0][0], stored[0][1]
+		leaves[i], err = describe(workspace, &e.leaf, before, &e.bodyRow)
+		if err == nil {
+			var leaf *ledger.Leaf
+			if leaf, err = leaves[i].Leaf(); err == nil && leaf.Hash() != own {
+				err = fmt.Errorf("leaf %d of chain %x has hash %x, and the event gives %x", e.sequence, c.chain, own, leaf.Hash())
+			}
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errDamaged, err)
 		}
-		leaves[i].Path = paths[i]
+		n := 1 + len(plans[i].Spans())
+		if leaves[i].Path, err = plans[i].Build(stored[1:n]); err != nil {
+			return nil, err
+		}
+		stored = stored[n:]
 	}
 	return leaves, nil
 }

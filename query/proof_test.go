@@ -207,7 +207,7 @@ func TestProofOfDamage(t *testing.T) {
 		"a leaf":         "ALTER TABLE leaves UPDATE leaf_hash = unhex(repeat('ab', 32)) WHERE sequence = 2",
 		"a missing leaf": "ALTER TABLE leaves DELETE WHERE sequence = 2",
 		"all leaves":     "ALTER TABLE leaves DELETE WHERE true",
-		"a leaf's time":  "ALTER TABLE leaves UPDATE recorded_at = recorded_at + 1 WHERE true",
+		"a time":         "ALTER TABLE events UPDATE recorded_at = recorded_at + 1 WHERE true",
 		"a leaf twice":   "INSERT INTO leaves SELECT * REPLACE (unhex(repeat('cd', 32)) AS leaf_hash) FROM leaves",
 	} {
 		t.Run(name, func(t *testing.T) {

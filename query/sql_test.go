@@ -11,6 +11,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"getimmutable.dev/immutable/internal/httpserver"
+	"getimmutable.dev/immutable/ledger"
 )
 
 // refusal takes an answer to bad input apart.
@@ -51,6 +52,7 @@ func TestStatements(t *testing.T) {
 		"recorded_from", "2026-01-03T00:00:00Z", "recorded_to", "2026-01-04T00:00:00Z",
 	)
 	after := &position{at: 1_767_225_600_000_001, id: [16]byte{1, 15: 2}}
+	chain := ledger.ChainID{0xc0, 15: 1}
 	second := limits{timeout: 4 * time.Second}
 	oldest := request(values("order", "asc"))
 	for name, s := range map[string]*statement{
@@ -63,10 +65,41 @@ func TestStatements(t *testing.T) {
 			limits{timeout: 250 * time.Millisecond, rows: 500_000}),
 		"event.sql":  eventStatement(workspace, [16]byte{1, 15: 2}, second),
 		"leaves.sql": leavesStatement(workspace, leafKeys{{[16]byte{0xff, 15: 0x27}, 7}, {[16]byte{1}, 6}}, second),
+		"level-0.sql": levelStatement(chainTree(workspace, chain), 0,
+			[]ledger.Span{{From: 300, To: 301}, {From: 256, To: 288}, {From: 288, To: 300}, {From: 1, To: 2}}, second),
+		"level-2.sql": levelStatement(chainTree(workspace, chain), 2, []ledger.Span{{Level: 2, From: 4, To: 6}, {Level: 2, From: 0, To: 1}}, second),
+		"spine.sql":   spineStatement(workspace, chain, 10, 138, 266, second),
+		"bodies.sql":  bodiesStatement(workspace, chain, 10, 137, 266, second),
+		"proof.sql":   provableStatement(workspace, [16]byte{1, 15: 2}).settings(second),
+		"redactions.sql": redactionsStatement(workspace, &provableRow{
+			bodyRow: bodyRow{id: [16]byte{1, 15: 2}, sequence: 7}, leaf: leafRow{chain: chain},
+		}).settings(second),
+		"extents.sql": extentsStatement(workspace, []ledger.ChainID{chain, {1}}, span{from: &after.at}, second),
 	} {
 		golden(t, name, []byte(s.written()))
 		if !strings.Contains(s.text.String(), " WHERE workspace = unhex({p0:String})\n") {
 			t.Errorf("%s is not confined to a workspace", name)
+		}
+	}
+}
+
+// TestPublicStatements: what needs no workspace reads the root log and its checkpoints, and nothing else.
+func TestPublicStatements(t *testing.T) {
+	second := limits{timeout: 4 * time.Second}
+	for name, s := range map[string]*statement{
+		"anchors.sql":       anchorsStatement(1<<63, 26, second),
+		"log-level-0.sql":   levelStatement(rootLogTree(), 0, []ledger.Span{{To: 256}}, second),
+		"log-level-1.sql":   levelStatement(rootLogTree(), 1, []ledger.Span{{Level: 1, From: 2, To: 4}}, second),
+		"newest-epoch.sql":  newestEpochStatement(9).settings(second),
+		"key-changes.sql":   keyChangesStatement(9).settings(second),
+		"log-entries.sql":   entriesStatement(256, 511).settings(second),
+		"checkpoint.sql":    newestCheckpointStatement().settings(second),
+		"checkpoint-at.sql": checkpointAtStatement(9).settings(second),
+	} {
+		golden(t, name, []byte(s.written()))
+		if text := s.text.String(); !strings.Contains(text, " FROM root_log WHERE true") && !strings.Contains(text, " FROM checkpoints WHERE true") ||
+			strings.Contains(text, "leaves") || strings.Contains(text, "events") {
+			t.Errorf("%s reads what is not public", name)
 		}
 	}
 }
@@ -101,6 +134,27 @@ func TestIndexes(t *testing.T) {
 	leaves := leavesStatement(r.workspace.ID, leafKeys{{[16]byte{1}, 6}, {[16]byte{1}, 7}}, limits{timeout: time.Second})
 	if plan := r.explain(leaves); !strings.Contains(plan, "(chain, sequence) in 2-element set") {
 		t.Errorf("leaves are not found by their primary key:\n%s", plan)
+	}
+}
+
+// TestTreeIndexes: hashes are found by the primary key, wherever they are in a chain.
+func TestTreeIndexes(t *testing.T) {
+	r := newRig(t)
+	c, _ := r.synthetic(r.tenant, 40_000, 1)
+	for _, tc := range []struct {
+		statement *statement
+		says      string
+	}{
+		{levelStatement(chainTree(r.workspace.ID, c.Chain), 0, []ledger.Span{{From: 20_000, To: 20_128}, {From: 39_000, To: 39_001}}, limits{timeout: time.Second}), "sequence in"},
+		{levelStatement(chainTree(r.workspace.ID, c.Chain), 1, []ledger.Span{{Level: 1, From: 2, To: 4}}, limits{timeout: time.Second}), "sequence in 2-element set"},
+		{spineStatement(r.workspace.ID, c.Chain, 20_000, 20_128, 266, limits{timeout: time.Second}), "sequence in"},
+		{bodiesStatement(r.workspace.ID, c.Chain, 20_000, 20_127, 266, limits{timeout: time.Second}), "sequence_minmax"},
+		{provableStatement(r.workspace.ID, [16]byte{1}).settings(limits{timeout: time.Second}), "id_bloom"},
+		{redactionsStatement(r.workspace.ID, &provableRow{leaf: leafRow{chain: c.Chain}}).settings(limits{timeout: time.Second}), "metadata_values_bloom"},
+	} {
+		if plan := r.explain(tc.statement); !strings.Contains(plan, tc.says) {
+			t.Errorf("%s\nits plan does not say %q:\n%s", tc.statement.text.String(), tc.says, plan)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"golang.org/x/sync/errgroup"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -45,18 +46,26 @@ func rootLogTree() storedTree {
 	}
 }
 
+// maxLevels is above the number of levels that a tree can have.
+const maxLevels = 9
+
 // hashes reads stored hashes, one statement for each level, and returns those of each span.
 func (s *Service) hashes(ctx context.Context, t storedTree, spans []ledger.Span) ([][]ledger.Hash, error) {
 	levels := map[int][]ledger.Span{}
 	for _, span := range spans {
 		levels[span.Level] = append(levels[span.Level], span)
 	}
-	found := map[int]map[uint64]ledger.Hash{}
+	// The levels are read side by side: what takes time is that their hashes lie apart.
+	var reading errgroup.Group
+	found := make([]map[uint64]ledger.Hash, maxLevels)
 	for level, wanted := range levels {
-		var err error
-		if found[level], err = s.level(ctx, t, level, wanted); err != nil {
-			return nil, err
-		}
+		reading.Go(func() (err error) {
+			found[level], err = s.level(ctx, t, level, wanted)
+			return err
+		})
+	}
+	if err := reading.Wait(); err != nil {
+		return nil, err
 	}
 	all := make([][]ledger.Hash, len(spans))
 	for i, span := range spans {
@@ -140,11 +149,24 @@ func (c *checkpointRow) scan(rows driver.Rows) error {
 
 // newestCheckpoint returns the one of the largest size, with the most cosignatures; nil if there is none.
 func (s *Service) newestCheckpoint(ctx context.Context) (*checkpointRow, error) {
-	st := selectPublic(checkpointColumns, "checkpoints")
-	st.write("\nORDER BY size DESC, witnesses DESC\nLIMIT 1")
-	return s.checkpoint(ctx, st)
+	return s.checkpoint(ctx, newestCheckpointStatement())
 }
 
+func newestCheckpointStatement() *statement {
+	st := selectPublic(checkpointColumns, "checkpoints")
+	st.write("\nORDER BY size DESC, witnesses DESC\nLIMIT 1")
+	return st
+}
+
+// checkpointAtStatement asks for the checkpoint of a size with the most cosignatures.
+func checkpointAtStatement(size uint64) *statement {
+	st := selectPublic(checkpointColumns, "checkpoints")
+	st.and("size = ", st.bind("UInt64", size))
+	st.write("\nORDER BY witnesses DESC\nLIMIT 1")
+	return st
+}
+
+// checkpoint runs a statement for one checkpoint; nil if there is none.
 func (s *Service) checkpoint(ctx context.Context, st *statement) (found *checkpointRow, err error) {
 	err = s.run(ctx, statementCheckpoints, st.settings(limits{timeout: s.cfg.RequestTimeout}), func(rows driver.Rows) error {
 		found = new(checkpointRow)
@@ -175,16 +197,30 @@ func (s *Service) entries(ctx context.Context, st *statement) (list []entryRow, 
 	return list, err
 }
 
+const entryColumns = "entry_index, entry"
+
+// entriesStatement asks for entries from one index to another, both among them.
+func entriesStatement(first, last uint64) *statement {
+	st := selectPublic(entryColumns, "root_log")
+	st.and("entry_index BETWEEN ", st.bind("UInt64", first), " AND ", st.bind("UInt64", last))
+	st.write("\nORDER BY entry_index")
+	return st
+}
+
 // newestEpoch returns the last epoch before a size of the root log; nil if there is none.
 func (s *Service) newestEpoch(ctx context.Context, size uint64) (*entryRow, error) {
-	st := selectPublic("entry_index, entry", "root_log")
-	st.and("type = 'epoch' AND entry_index < ", st.bind("UInt64", size))
-	st.write("\nORDER BY entry_index DESC\nLIMIT 1")
-	list, err := s.entries(ctx, st)
+	list, err := s.entries(ctx, newestEpochStatement(size))
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
 	return &list[0], nil
+}
+
+func newestEpochStatement(size uint64) *statement {
+	st := selectPublic(entryColumns, "root_log")
+	st.and("type = 'epoch' AND entry_index < ", st.bind("UInt64", size))
+	st.write("\nORDER BY entry_index DESC\nLIMIT 1")
+	return st
 }
 
 // maxKeyChanges bounds the key changes of a log that proofs are made of; a bundle may not have more.
@@ -192,8 +228,12 @@ const maxKeyChanges = 1000
 
 // keyChanges returns the key changes before a size of the root log.
 func (s *Service) keyChanges(ctx context.Context, size uint64) ([]entryRow, error) {
-	st := selectPublic("entry_index, entry", "root_log")
+	return s.entries(ctx, keyChangesStatement(size))
+}
+
+func keyChangesStatement(size uint64) *statement {
+	st := selectPublic(entryColumns, "root_log")
 	st.and("type = 'key' AND entry_index < ", st.bind("UInt64", size))
-	st.write("\nORDER BY entry_index\nLIMIT " + strconv.Itoa(2*maxKeyChanges))
-	return s.entries(ctx, st)
+	st.write("\nORDER BY entry_index\nLIMIT ", strconv.Itoa(2*maxKeyChanges))
+	return st
 }

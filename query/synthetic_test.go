@@ -19,7 +19,7 @@ import (
 
 const (
 	syntheticBody  = `{"action":"config.updated","actor_id":"usr_1","metadata":{"new_value":"250","old_value":"4711"},"occurred_at":"2026-11-01T12:00:00.000000Z"}`
-	syntheticStart = 1_793_534_400_000_000 // recorded_at of sequence 0, in microseconds; one leaf a millisecond
+	syntheticStart = 1_793_534_400_000_000 // recorded_at of sequence 0, in microseconds; one leaf a microsecond
 )
 
 // synthetic fills leaves and events with a chain of n leaves, by SQL. The hashes are SHA-256 of their sequences, but for those at
@@ -47,7 +47,7 @@ func (r *rig) synthetic(t tenant, n uint64, real ...uint64) (c notarytest.Chain,
 		hash := ledger.Hash(sha256.Sum256(le[:]))
 		digest := sha256.Sum256(append(le[:], 1))
 		id := [16]byte(digest[:16])
-		at := syntheticStart + int64(sequence)*1000
+		at := syntheticStart + int64(sequence)
 		kind := ledger.KindEvent
 		switch {
 		case slices.Contains(real, sequence):
@@ -80,12 +80,12 @@ func (r *rig) synthetic(t tenant, n uint64, real ...uint64) (c notarytest.Chain,
 	const le = "reinterpretAsFixedString(number)"
 	r.exec(ctx, `INSERT INTO leaves (part, workspace, chain, sequence, leaf_hash, id, kind, recorded_at, input_offset, ledger_offset, incarnation, lanes)
 		SELECT 202611, unhex(?), unhex(?), number, SHA256(`+le+`), substring(SHA256(concat(`+le+`, unhex('01'))), 1, 16), 2,
-			fromUnixTimestamp64Micro(toInt64(? + number * 1000)), number, number, unhex(?), ?
+			fromUnixTimestamp64Micro(toInt64(? + number)), number, number, unhex(?), ?
 		FROM numbers(?) WHERE number > 0 AND (number + 1) % 256 != 0 AND NOT has(?, number)`,
 		hexOf(ws.ID), hexOf(c.Chain), syntheticStart, hexOf(ws.Incarnation), ws.Lanes, n, real)
-	r.exec(ctx, `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, chain, sequence, seed, ledger_offset)
-		SELECT 202611, unhex(?), substring(SHA256(concat(`+le+`, unhex('01'))), 1, 16), 2, fromUnixTimestamp64Micro(toInt64(? + number * 1000)),
-			fromUnixTimestamp64Micro(toInt64(? + number * 1000)), ?, unhex(?), number, unhex(?), number
+	r.exec(ctx, `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, chain, sequence, seed, input_offset, ledger_offset)
+		SELECT 202611, unhex(?), substring(SHA256(concat(`+le+`, unhex('01'))), 1, 16), 2, fromUnixTimestamp64Micro(toInt64(? + number)),
+			fromUnixTimestamp64Micro(toInt64(? + number)), ?, unhex(?), number, unhex(?), number, number
 		FROM numbers(1, ?)`, hexOf(ws.ID), syntheticStart, syntheticStart, syntheticBody, hexOf(c.Chain), hexOf(seed), n-1)
 	return c, ids
 }

@@ -131,7 +131,7 @@ func parseTile(level, path string) (tile, bool) {
 // covered says whether the tree of a size has all of the tile.
 func (t *tile) covered(size uint64) bool {
 	shift := 8 * t.level
-	return shift < 64 && t.first+t.width <= size>>shift
+	return t.level < maxLevels-1 && t.first+t.width <= size>>shift
 }
 
 // coveredTile returns the tile of the request's path where the newest checkpoint covers it, else a 404.
@@ -176,10 +176,7 @@ func (s *Service) getEntries(ctx context.Context, r *http.Request) (content, err
 	if err != nil {
 		return content{}, err
 	}
-	st := selectPublic("entry_index, entry", "root_log")
-	st.and("entry_index BETWEEN ", st.bind("UInt64", t.first), " AND ", st.bind("UInt64", t.first+t.width-1))
-	st.write("\nORDER BY entry_index")
-	list, err := s.entries(ctx, st)
+	list, err := s.entries(ctx, entriesStatement(t.first, t.first+t.width-1))
 	if err != nil {
 		return content{}, err
 	}

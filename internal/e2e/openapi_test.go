@@ -53,6 +53,8 @@ type api struct {
 	// workspace whose only event cannot be shown).
 	tokens map[string]string
 	admit  func() error // is ingest's Admit, and its readiness
+	kafka *kafkatest.Cluster
+	db    *clickhousetest.Server
 	// produced are the answers seen, "GET /api/v1/events 200".
 	produced map[string]bool
 }
@@ -79,6 +81,7 @@ func newAPI(t *testing.T) *api {
 	a := &api{t: t, doc: doc, tokens: map[string]string{}, produced: map[string]bool{}, admit: admitted}
 	logger := slog.New(slog.DiscardHandler)
 	kafka, db, reg := kafkatest.Start(t), clickhousetest.Start(t), prometheus.NewRegistry()
+	a.kafka, a.db = kafka, db
 	master := control.MasterKey{1}
 	view, err := control.NewView(control.ViewConfig{Kafka: kafka.Config, MasterKey: master}, reg, logger)
 	a.must(err)
@@ -210,7 +213,7 @@ func (a *api) key(w *control.Writer, view *control.View, ws *control.Workspace, 
 type call struct {
 	url          string // default api.url
 	method, path string // path as in the description
-	id           string // for {id}
+	id           string // for {id} and {index}
 	query        string
 	key          string // of api.tokens; "" sends none
 	header       http.Header
@@ -221,7 +224,7 @@ type call struct {
 // send makes a request and holds the answer to the description.
 func (a *api) send(c call) (body []byte) {
 	a.t.Helper()
-	target := cmp.Or(c.url, a.url) + strings.ReplaceAll(c.path, "{id}", c.id)
+	target := cmp.Or(c.url, a.url) + strings.NewReplacer("{id}", c.id, "{level}", "0", "{index}", c.id).Replace(c.path)
 	if c.query != "" {
 		target += "?" + c.query
 	}
@@ -271,6 +274,7 @@ func TestOpenAPI(t *testing.T) {
 	a.parameters()
 	a.newEvents()
 	a.manage()
+	a.ledger()
 	for path, item := range a.doc.Paths.Map() {
 		for method, operation := range item.Operations() {
 			for status := range operation.Responses.Map() {
@@ -291,7 +295,7 @@ func (a *api) compareRoutes() {
 		}
 	}
 	for _, r := range a.routes {
-		served = append(served, r.Method+" "+r.Pattern)
+		served = append(served, r.Method+" "+strings.ReplaceAll(r.Pattern, "...}", "}"))
 	}
 	slices.Sort(described)
 	slices.Sort(served)

@@ -1,0 +1,4 @@
+SELECT size, root, note, witnesses, quorum, toUnixTimestamp64Micro(published_at) FROM checkpoints WHERE true
+ORDER BY size DESC, witnesses DESC
+LIMIT 1
+SETTINGS max_threads = 1, max_memory_usage = 2000000000, max_execution_time = 4
