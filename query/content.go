@@ -56,8 +56,6 @@ func (b *bodyRow) scan(rows driver.Rows) error {
 	return rows.Scan(&b.sequence, &b.id, &b.body, (*[16]byte)(&b.seed), &b.disclosure)
 }
 
-func (b *bodyRow) bytes() int { return len(b.body) + len(b.disclosure) }
-
 // content is what a body row shows: the body and its seed, or what a redaction has left of it.
 func (b *bodyRow) content() (ledger.BundleLeaf, error) {
 	if len(b.disclosure) == 0 {
@@ -155,7 +153,7 @@ func spineStatement(workspace [16]byte, chain ledger.ChainID, from, to uint64, m
 
 // bodies reads the content of the leaves of a chain from one sequence to another, both among them.
 func (s *Service) bodies(ctx context.Context, workspace [16]byte, chain ledger.ChainID, from, to uint64, most int) ([]bodyRow, error) {
-	st := bodiesStatement(workspace, chain, from, to, most, limits{timeout: s.cfg.RequestTimeout})
+	st := bodiesStatement(workspace, chain, from, to, most, limits{timeout: s.cfg.RequestTimeout, bytes: chunkBytes})
 	var list []bodyRow
 	err := s.run(ctx, statementContent, st, func(rows driver.Rows) error {
 		list = append(list, bodyRow{})

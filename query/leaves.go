@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/sync/errgroup"
 
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/ledger"
@@ -231,11 +232,11 @@ func (l *walkedLeaf) append(b []byte, workspace [16]byte) ([]byte, error) {
 }
 
 const (
-	// chunkLeaves is how many leaves are read at first; with small events more follow, with large ones fewer.
+	// chunkLeaves is how many leaves are read at first; with small events up to maxChunkLeaves follow.
 	chunkLeaves    = 128
-	minChunkLeaves = 16
-	maxChunkLeaves = 2_000
-	chunkBytes     = 4 << 20
+	maxChunkLeaves = 4_000
+	// chunkBytes bounds the content of a chunk: where it is more, fewer leaves are read. The largest event has 256 KiB.
+	chunkBytes = 16 << 20
 )
 
 // walk visits the leaves of a chain from a sequence on, before another, in order, until visit returns false. A row that is
@@ -255,13 +256,18 @@ func (s *Service) walk(
 			before, beforeAt = rows[0].hash, from-1
 		}
 	}
+	most := uint64(maxChunkLeaves)
 	for n := uint64(chunkLeaves); from < to; {
 		end := from + min(n, to-from)
 		leaves, bodies, err := s.chunk(ctx, workspace, chain, from, end)
+		if exceptionCode(err) == codeTooManyRowsBytes && n > 1 {
+			n = max(n/8, 1)
+			most = n
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		read := 0
 		for i := range leaves {
 			l := &walkedLeaf{leafRow: leaves[i]}
 			for len(bodies) > 0 && bodies[0].sequence < l.sequence { // of a leaf that is missing
@@ -269,7 +275,6 @@ func (s *Service) walk(
 			}
 			for k := 0; k < len(bodies) && bodies[k].sequence == l.sequence; k++ {
 				l.bodies = bodies[:k+1]
-				read += bodies[k].bytes()
 			}
 			if known && beforeAt+1 == l.sequence {
 				l.before, l.followed = before, true
@@ -288,28 +293,26 @@ func (s *Service) walk(
 			}
 			end = next[0].sequence
 		}
-		from = end
-		switch {
-		case read > 2*chunkBytes:
-			n = max(n/2, minChunkLeaves)
-		case read < chunkBytes/2:
-			n = min(2*n, maxChunkLeaves)
-		}
+		from, n = end, min(8*n, most)
 	}
 	return nil
 }
 
-// chunk reads leaves and their content.
+// chunk reads leaves and their content, side by side.
 func (s *Service) chunk(
 	ctx context.Context, workspace [16]byte, chain ledger.ChainID, from, to uint64,
-) ([]leafRow, []bodyRow, error) {
+) (leaves []leafRow, bodies []bodyRow, err error) {
 	most := int(2*(to-from)) + 10
-	leaves, err := s.spine(ctx, workspace, chain, from, to, most)
-	if err != nil || len(leaves) == 0 {
-		return nil, nil, err
-	}
-	bodies, err := s.bodies(ctx, workspace, chain, leaves[0].sequence, leaves[len(leaves)-1].sequence, most)
-	if err != nil {
+	reading, ctx := errgroup.WithContext(ctx)
+	reading.Go(func() (err error) {
+		leaves, err = s.spine(ctx, workspace, chain, from, to, most)
+		return err
+	})
+	reading.Go(func() (err error) {
+		bodies, err = s.bodies(ctx, workspace, chain, from, to-1, most)
+		return err
+	})
+	if err := reading.Wait(); err != nil {
 		return nil, nil, err
 	}
 	if len(leaves) == most || len(bodies) == most {

@@ -161,7 +161,9 @@ func (s *Service) proven(ctx context.Context, workspace [16]byte, c *provenChain
 		}
 		spans = append(append(spans, ledger.Span{From: e.sequence - 1, To: e.sequence + 1}), plans[i].Spans()...)
 	}
-	stored, err := s.hashes(ctx, chainTree(workspace, c.chain), spans)
+	tree := chainTree(workspace, c.chain)
+	tree.known = &s.known
+	stored, err := s.hashes(ctx, tree, spans)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse"
+	"getimmutable.dev/immutable/ledger"
 )
 
 // Service is the query service.
@@ -32,6 +33,7 @@ type Service struct {
 	changes   chan struct{}
 	renderers sync.Pool // of *renderer
 	roots     *roots
+	known     knownNodes
 
 	// running is locked for writing while Run is not running, and for reading while conn or erasures is used.
 	running  sync.RWMutex
@@ -59,6 +61,7 @@ func New(
 		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
 	roots.metrics = s.metrics
+	s.known.nodes = map[nodeKey]ledger.Hash{}
 	s.renderers.New = func() any { return newRenderer() }
 	s.running.Lock()
 	return s, nil

@@ -74,7 +74,8 @@ func TestStatements(t *testing.T) {
 		"redactions.sql": redactionsStatement(workspace, &provableRow{
 			bodyRow: bodyRow{id: [16]byte{1, 15: 2}, sequence: 7}, leaf: leafRow{chain: chain},
 		}).settings(second),
-		"extents.sql": extentsStatement(workspace, []ledger.ChainID{chain, {1}}, span{from: &after.at}, second),
+		"last-leaf.sql": lastLeafStatement(workspace, chain, second),
+		"extents.sql":   extentsStatement(workspace, []ledger.ChainID{chain, {1}}, span{from: &after.at}, second),
 	} {
 		golden(t, name, []byte(s.written()))
 		if !strings.Contains(s.text.String(), " WHERE workspace = unhex({p0:String})\n") {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"golang.org/x/sync/errgroup"
@@ -26,11 +27,60 @@ type storedTree struct {
 	index, hash string // columns
 	// from begins a statement on the tree's rows.
 	from func(columns string) *statement
+	// known has hashes of higher levels that were read before; nil where everything is to be read.
+	known *knownNodes
+	chain ledger.ChainID
+}
+
+// knownNodes remembers the roots of complete subtrees of 65,536 leaves and more. They lie so far apart in ClickHouse that each costs a
+// range of its own, a large chain has hundreds of them, and they never change. What is proved with one is verified like all else.
+type knownNodes struct {
+	mu    sync.Mutex
+	nodes map[nodeKey]ledger.Hash
+}
+
+type nodeKey struct {
+	chain ledger.ChainID
+	level int
+	n     uint64
+}
+
+const (
+	knownFrom = 2       // the lowest level that is remembered
+	maxKnown  = 100_000 // nodes, of about 150 bytes; 6.5 billion leaves have as many
+)
+
+// take fills in what is known of a level, and returns what is left to be read.
+func (k *knownNodes) take(chain ledger.ChainID, level int, spans []ledger.Span, into map[uint64]ledger.Hash) (left []ledger.Span) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, span := range spans {
+		for n := span.From; n < span.To; n++ {
+			if h, ok := k.nodes[nodeKey{chain, level, n}]; ok {
+				into[n] = h
+				continue
+			}
+			left = append(left, ledger.Span{Level: level, From: n, To: n + 1})
+		}
+	}
+	return left
+}
+
+// put remembers what was read. When there is no room, everything is forgotten.
+func (k *knownNodes) put(chain ledger.ChainID, level int, read map[uint64]ledger.Hash) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.nodes)+len(read) > maxKnown {
+		clear(k.nodes)
+	}
+	for n, h := range read {
+		k.nodes[nodeKey{chain, level, n}] = h
+	}
 }
 
 func chainTree(workspace [16]byte, chain ledger.ChainID) storedTree {
 	return storedTree{
-		name: fmt.Sprintf("chain %x", chain), index: "sequence", hash: "leaf_hash",
+		name: fmt.Sprintf("chain %x", chain), index: "sequence", hash: "leaf_hash", chain: chain,
 		from: func(columns string) *statement {
 			s := selectFrom(columns, "leaves", workspace)
 			s.and("chain = ", s.bindID(chain))
@@ -83,8 +133,14 @@ func (s *Service) hashes(ctx context.Context, t storedTree, spans []ledger.Span)
 
 // level reads the hashes of one level, by their number in it.
 func (s *Service) level(ctx context.Context, t storedTree, level int, spans []ledger.Span) (map[uint64]ledger.Hash, error) {
-	st := levelStatement(t, level, spans, limits{timeout: s.cfg.RequestTimeout})
 	found := map[uint64]ledger.Hash{}
+	remember := t.known != nil && level >= knownFrom
+	if remember {
+		if spans = t.known.take(t.chain, level, spans, found); len(spans) == 0 {
+			return found, nil
+		}
+	}
+	st := levelStatement(t, level, spans, limits{timeout: s.cfg.RequestTimeout})
 	err := s.run(ctx, statementHashes, st, func(rows driver.Rows) error {
 		var index uint64
 		var text string
@@ -100,6 +156,9 @@ func (s *Service) level(ctx context.Context, t storedTree, level int, spans []le
 		s.metrics.hashesRead.Inc()
 		return nil
 	})
+	if err == nil && remember {
+		t.known.put(t.chain, level, found)
+	}
 	return found, err
 }
 

@@ -155,16 +155,7 @@ func (s *Service) extents(
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	stored := make(map[ledger.ChainID]extent, len(ids))
-	st := extentsStatement(workspace, ids, recorded, limits{timeout: s.cfg.RequestTimeout})
-	err := s.run(ctx, statementChains, st, func(rows driver.Rows) error {
-		var e extent
-		var last uint64
-		err := rows.Scan((*[16]byte)(&e.chain), &e.from, &last)
-		e.to = last + 1
-		stored[e.chain] = e
-		return err
-	})
+	stored, err := s.storedExtents(ctx, workspace, ids, recorded)
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +179,39 @@ func (s *Service) extents(
 		list = append(list, e)
 	}
 	return list, nil
+}
+
+// storedExtents says which leaves there are, by chain.
+func (s *Service) storedExtents(
+	ctx context.Context, workspace [16]byte, chains []ledger.ChainID, recorded span,
+) (map[ledger.ChainID]extent, error) {
+	stored := make(map[ledger.ChainID]extent, len(chains))
+	scan := func(rows driver.Rows) error {
+		var e extent
+		var last uint64
+		err := rows.Scan((*[16]byte)(&e.chain), &e.from, &last)
+		e.to = last + 1
+		stored[e.chain] = e
+		return err
+	}
+	l := limits{timeout: s.cfg.RequestTimeout}
+	if recorded.from != nil || recorded.to != nil {
+		return stored, s.run(ctx, statementChains, extentsStatement(workspace, chains, recorded, l), scan)
+	}
+	// The last leaf is found by the primary key, as a maximum is not.
+	for _, id := range chains {
+		if err := s.run(ctx, statementChains, lastLeafStatement(workspace, id, l), scan); err != nil {
+			return nil, err
+		}
+	}
+	return stored, nil
+}
+
+func lastLeafStatement(workspace [16]byte, chain ledger.ChainID, l limits) *statement {
+	st := selectFrom("chain, toUInt64(0), sequence", "leaves", workspace)
+	st.and("chain = ", st.bindID(chain))
+	st.write("\nORDER BY chain DESC, sequence DESC\nLIMIT 1")
+	return st.settings(l)
 }
 
 func extentsStatement(workspace [16]byte, chains []ledger.ChainID, recorded span, l limits) *statement {

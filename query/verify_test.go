@@ -157,6 +157,17 @@ func TestLeavesAreBounded(t *testing.T) {
 	}
 }
 
+// Events that are all as large as they can be are read a few at a time.
+func TestLargeLeaves(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxLeavesBytes = 64 << 20 })
+	c, _ := r.synthetic(r.tenant, 130, 1)
+	r.exec(t.Context(), "ALTER TABLE events UPDATE body = concat(body, repeat('x', 250000)) WHERE true SETTINGS mutations_sync = 1")
+	list, last, body := r.leaves(r.tenant, c.Chain, "")
+	if len(list) != 130 || last.More || len(body) < 129*250_000 {
+		t.Errorf("%d leaves of %d bytes, %+v", len(list), len(body), last)
+	}
+}
+
 func TestLeavesOfOthers(t *testing.T) {
 	r := newRig(t)
 	l := r.newLoader(r.tenant)
