@@ -69,36 +69,27 @@ func (b *bodyRow) content() (ledger.BundleLeaf, error) {
 	return ledger.BundleLeaf{Disclosure: fields}, err
 }
 
-// conceal takes out of rows what was redacted and ClickHouse may still hold. redacted says whether there was any.
-func (s *Service) conceal(workspace [16]byte, rows ...*bodyRow) (redacted bool, err error) {
-	for _, b := range rows {
-		redaction, err := s.view.Redactions().Lookup(control.EventID{Workspace: workspace, Event: b.id})
-		if err != nil {
-			return redacted, err
-		}
-		if redaction == nil {
-			continue
-		}
-		redacted = true
-		whole := &event.Content{Body: b.body, Seed: b.seed}
-		if len(b.disclosure) > 0 {
-			if whole.Disclosure, err = ledger.ParseDisclosure(b.disclosure); err != nil {
-				return redacted, fmt.Errorf("%w: event %s: %w", errDamaged, uuid.UUID(b.id), err)
-			}
-		}
-		left, err := whole.Redact(redaction.Paths)
-		if err != nil {
-			return redacted, fmt.Errorf("%w: event %s: %w", errDamaged, uuid.UUID(b.id), err)
-		}
-		if left == whole {
-			continue
-		}
-		b.body, b.seed = left.Body, left.Seed
-		if b.disclosure, err = ledger.EncodeDisclosure(left.Disclosure); err != nil {
-			return redacted, err
+// conceal takes out of a row what was redacted and ClickHouse may still hold.
+func (s *Service) conceal(workspace [16]byte, b *bodyRow) error {
+	redaction, err := s.view.Redactions().Lookup(control.EventID{Workspace: workspace, Event: b.id})
+	if redaction == nil || err != nil {
+		return err
+	}
+	whole := &event.Content{Body: b.body, Seed: b.seed}
+	if len(b.disclosure) > 0 {
+		if whole.Disclosure, err = ledger.ParseDisclosure(b.disclosure); err != nil {
+			return fmt.Errorf("%w: event %s: %w", errDamaged, uuid.UUID(b.id), err)
 		}
 	}
-	return redacted, nil
+	left, err := whole.Redact(redaction.Paths)
+	if err != nil {
+		return fmt.Errorf("%w: event %s: %w", errDamaged, uuid.UUID(b.id), err)
+	}
+	if left != whole {
+		b.body, b.seed = left.Body, left.Seed
+		b.disclosure, err = ledger.EncodeDisclosure(left.Disclosure)
+	}
+	return err
 }
 
 // describe makes a leaf of what is stored: from its row, the hash before it, and its content, of which the body root is computed
@@ -161,8 +152,7 @@ func (s *Service) bodies(ctx context.Context, workspace [16]byte, chain ledger.C
 		if err := b.scan(rows); err != nil {
 			return err
 		}
-		_, err := s.conceal(workspace, b)
-		return err
+		return s.conceal(workspace, b)
 	})
 	return list, err
 }

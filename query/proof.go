@@ -39,10 +39,12 @@ func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Requ
 		return content{}, err
 	}
 	for _, f := range b.Verify(at.trust, time.Now()).Faults {
-		if f.Verdict == ledger.Withheld && e.redacted {
-			return content{}, notCovered("A redaction of the event") // its leaf is on its way
-		}
-		if f.Verdict != ledger.Redacted {
+		switch f.Verdict {
+		case ledger.Redacted:
+		case ledger.TimeAnomaly: // a clock was wrong, and the proof holds: it is for the reader to judge
+		case ledger.Withheld: // the redaction may be about to be written
+			return content{}, notCovered("A redaction of the event")
+		default:
 			return content{}, fmt.Errorf("%w: the proof of event %s: %s", errDamaged, uuid.UUID(id), f)
 		}
 	}
@@ -57,8 +59,6 @@ func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Requ
 type provableRow struct {
 	bodyRow
 	leaf leafRow // without hashes, and what the chain has in common
-	// redacted: somebody has redacted it, whether or not that is in ClickHouse yet.
-	redacted bool
 }
 
 const provableColumns = bodyColumns + ", chain, kind, toUnixTimestamp64Micro(recorded_at), input_generation, input_partition, input_offset"
@@ -79,9 +79,7 @@ func (s *Service) provables(ctx context.Context, workspace [16]byte, st *stateme
 		if err := p.scan(rows); err != nil {
 			return err
 		}
-		var err error
-		p.redacted, err = s.conceal(workspace, &p.bodyRow)
-		return err
+		return s.conceal(workspace, &p.bodyRow)
 	})
 	return list, err
 }

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-
-	"getimmutable.dev/immutable/internal/crash"
 )
 
 // errDropped says that the server has no row after an insert: it had the insert's token from rows that were deleted since, or
@@ -45,7 +43,6 @@ func (w *Writer) write(ctx context.Context, a *assignment, records []*kgo.Record
 	if err := w.insertBatch(ctx, a, b); err != nil {
 		return err
 	}
-	crash.Point("rootlog-after-insert")
 	// Durable: both tables have the batch. Not yet durable: that they do; another owner would read the records again, and find
 	// them in the tables.
 	if err := w.commit(ctx, a, b.last); err != nil {
