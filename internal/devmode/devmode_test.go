@@ -379,6 +379,31 @@ func TestNoSecondMasterKey(t *testing.T) {
 	}
 }
 
+// The notary's key is drawn once, and not again where checkpoints were signed.
+func TestNoSecondNotaryKey(t *testing.T) {
+	dir := t.TempDir()
+	path, err := ensureNotaryKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ensureNotaryKey(dir); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := os.ReadFile(path); err != nil || string(again) != string(first) {
+		t.Errorf("the second start changed the key: %v", err)
+	}
+	if err := errors.Join(os.Remove(path), os.WriteFile(filepath.Join(dir, notaryLock), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ensureNotaryKey(dir); err == nil || !strings.Contains(err.Error(), "restore "+path+" from a backup") {
+		t.Errorf("with a lock file: %v", err)
+	}
+}
+
 func TestConfigValidate(t *testing.T) {
 	addr := httpserver.Config{Addr: "127.0.0.1:0"}
 	for name, tc := range map[string]struct {

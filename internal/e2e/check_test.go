@@ -37,13 +37,14 @@ type report struct {
 	Duplicates   int // inputs left out because their keyed id is in the ledger
 	Dead         int
 	Acknowledged int // distinct ids in the acknowledgement logs
+	Checkpoints  int // signed, and true
 	faults       []string
 	faultCount   int
 }
 
 func (r *report) String() string {
-	return fmt.Sprintf("%d inputs, %d leaves in %d chains, %d duplicates, %d dead, %d acknowledged events, %d faults",
-		r.Inputs, r.Leaves, r.Chains, r.Duplicates, r.Dead, r.Acknowledged, r.faultCount)
+	return fmt.Sprintf("%d inputs, %d leaves in %d chains, %d duplicates, %d dead, %d acknowledged events, %d checkpoints, %d faults",
+		r.Inputs, r.Leaves, r.Chains, r.Duplicates, r.Dead, r.Acknowledged, r.Checkpoints, r.faultCount)
 }
 
 const maxFaultsPrinted = 20
@@ -111,6 +112,8 @@ type check struct {
 	chains   map[ledger.ChainID]*chain
 	// ids is where each event's leaf is: partition, then input offset.
 	ids map[[16]byte]inputPosition
+	// epochs are those of the root log, in order.
+	epochs []*ledger.Epoch
 	// tails is the last record of each ledger partition.
 	tails map[int32]tail
 }
@@ -165,7 +168,9 @@ func checkInstallation(ctx context.Context, in installation, ackLogs ...string) 
 	}{
 		{"reading events", c.readEvents},
 		{"waiting for the processor", wait(c.waitSealed)},
+		{"reading checkpoints", c.readCheckpoints},
 		{"reading the ledger", c.readLedger},
+		{"comparing epochs", c.compareEpochs},
 		{"reading dead letters", c.readDLQ},
 		{"comparing inputs", c.compareInputs},
 		{"reading heads", c.readHeads},

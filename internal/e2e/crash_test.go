@@ -25,6 +25,9 @@ var crashPoints = []struct {
 	{"seal-after-produce", []int{1, 2, 9}},
 	{"seal-before-end", []int{1, 2, 9}},
 	{"seal-after-end", []int{1, 2, 9}},
+	{"notary-after-entry", []int{1, 9}},
+	{"notary-after-end", []int{1, 9}},
+	{"notary-after-lock", []int{1, 9}},
 	{"chwriter-after-insert", []int{1, 2, 9}},
 	{"chwriter-before-commit", []int{1, 2, 9}},
 }
@@ -40,7 +43,7 @@ func TestCrashPoints(t *testing.T) {
 			s.ready(t)
 			s.stop(t) // workspace and key are there
 			for j, hit := range point.hits {
-				s.start(fmt.Sprintf("IMMUTABLE_CRASH_AT=%s:%d", point.name, hit))
+				s.start(fmt.Sprintf("IMMUTABLE_CRASH_AT=%s:%d", point.name, hit), "IMMUTABLE_EPOCH_INTERVAL=100ms")
 				seed := uint64(10_000 + 100*i + j)
 				l := s.startLoad(t, loadgen.Config{Seed: seed, KeyedPercent: 100}, loadgen.ClientConfig{EventsPerRequest: 20}, 1_000_000)
 				if state := s.process.wait(t, time.Minute); !killedBy(state, syscall.SIGKILL) {

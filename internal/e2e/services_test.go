@@ -187,7 +187,13 @@ func serviceCrashes(t *testing.T, s *services) {
 	startProcessor := func(crashAt ...string) *process {
 		return s.crashingService(crashAt, "processor", "--instance=0")
 	}
-	processor := startProcessor()
+	folder := t.TempDir()
+	s.cli(t, "notary-key", "create", "--file="+filepath.Join(folder, "key"))
+	startNotary := func(crashAt ...string) *process {
+		return s.crashingService(crashAt, "notary", "--instance=0", "--epoch-interval=100ms",
+			"--key-file="+filepath.Join(folder, "key"), "--lock-file="+filepath.Join(folder, "lock"))
+	}
+	processor, notary := startProcessor(), startNotary()
 	l := s.startLoad(t, loadgen.Config{Seed: 401, KeyedPercent: 100},
 		loadgen.ClientConfig{EventsPerRequest: 5, EventsPerSecond: 500}, 100_000_000)
 	for _, point := range crashPoints {
@@ -201,6 +207,9 @@ func serviceCrashes(t *testing.T, s *services) {
 		case "seal":
 			processor.killGroup(t)
 			p = startProcessor(at)
+		case "notary":
+			notary.killGroup(t)
+			p = startNotary(at)
 		case "chwriter":
 			s.sinks.killGroup(t)
 			p = s.startSinks(at)
@@ -213,12 +222,19 @@ func serviceCrashes(t *testing.T, s *services) {
 			s.ingest.Store(s.startIngest())
 		case "processor":
 			processor = startProcessor()
+		case "notary":
+			notary = startNotary()
 		case "sinks":
 			s.sinks = s.startSinks()
 		}
 		l.acknowledges(t, 100)
 	}
 	l.quit(t)
-	t.Logf("check: %s; %+v", s.check(t, 700), l.Stats())
+	r := s.check(t, 700)
+	if r.Checkpoints == 0 {
+		t.Error("no checkpoint was signed")
+	}
+	t.Logf("check: %s; %+v", r, l.Stats())
+	notary.stop(t)
 	processor.stop(t)
 }

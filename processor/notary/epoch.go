@@ -157,8 +157,6 @@ func (l *leader) turn(ctx context.Context, begun time.Time) (more bool, err erro
 // Heads come first: the leaves of each are on the brokers before it is, so that a head which the end of the ledger does not
 // come up to is a fault.
 func (l *leader) takeIn(ctx context.Context) (more bool, err error) {
-	within, cancel := context.WithTimeout(ctx, l.cfg.EpochTime)
-	defer cancel()
 	admin := kadm.NewClient(l.admin)
 	heads, ledgerTopic := l.cfg.Kafka.Topic(schemas.TopicHeads), l.cfg.Kafka.Topic(schemas.TopicLedger)
 	list := func(topic string, ask func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffsets, error) {
@@ -174,7 +172,7 @@ func (l *leader) takeIn(ctx context.Context) (more bool, err error) {
 	}
 	compared := l.chains.compared
 	defer func() { l.metrics.compared.Add(float64(l.chains.compared - compared)) }()
-	_, err = l.follow(within, l.heads, heads, stableHeads, func(p int32) int64 { return l.headsAt[p] }, func(r *kgo.Record) error {
+	_, err = l.follow(ctx, l.heads, heads, stableHeads, func(p int32) int64 { return l.headsAt[p] }, func(r *kgo.Record) error {
 		l.headsAt[r.Partition] = r.Offset + 1
 		if r.Attrs.IsControl() {
 			return nil
@@ -193,7 +191,7 @@ func (l *leader) takeIn(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	position := func(p int32) int64 { return int64(l.chains.positions[p]) }
-	done, err := l.follow(within, l.ledger, ledgerTopic, stable, position, func(r *kgo.Record) error {
+	done, err := l.follow(ctx, l.ledger, ledgerTopic, stable, position, func(r *kgo.Record) error {
 		if r.Attrs.IsControl() {
 			l.chains.passed(r.Partition, uint64(r.Offset)+1)
 			return nil
@@ -217,12 +215,14 @@ func (l *leader) takeIn(ctx context.Context) (more bool, err error) {
 	return !done && l.chains.leaves > 0, nil
 }
 
-// follow gives what a consumer reads to use until every partition has come to what was listed, full says so, or ctx ends, which
-// is no error. done says that all have come there.
+// follow gives what a consumer reads to use until every partition has come to what was listed, full says so, or EpochTime or ctx
+// ends, which is no error. done says that all have come there.
 func (l *leader) follow(
 	ctx context.Context, cl *kgo.Client, topic string, listed kadm.ListedOffsets, position func(int32) int64,
 	use func(*kgo.Record) error, full func() bool,
 ) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.EpochTime)
+	defer cancel()
 	for {
 		done = true
 		for p := range l.chains.positions {
@@ -261,8 +261,7 @@ type keyed struct {
 // commit appends an entry to the root log, with what notary_state is to say of it: of the chains that have changed, for an
 // epoch. When it returns without an error the entry is committed, was read back, and is in l.log.
 func (l *leader) commit(ctx context.Context, e *ledger.Entry, changed *chains) error {
-	// Once it is begun it is brought to its end: the next leader need not wait for that.
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.TransactionTimeout)
+	within, cancel := l.concluding(ctx)
 	defer cancel()
 	m, err := l.log.record(e)
 	if err != nil {
@@ -282,6 +281,17 @@ func (l *leader) commit(ctx context.Context, e *ledger.Entry, changed *chains) e
 		return fmt.Errorf("committing entry %d of the root log: %w", e.Index, err)
 	}
 	return l.readBack(within, e.Index, offset)
+}
+
+// concludeTimeout is how long after the end of its context a transaction may still take.
+const concludeTimeout = 4 * time.Second
+
+// concluding returns the context of a transaction. What is begun is brought to its end where that is soon, also when the notary is
+// asked to stop: then the next leader finds it done.
+func (l *leader) concluding(ctx context.Context) (context.Context, context.CancelFunc) {
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.TransactionTimeout)
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(concludeTimeout, cancel) })
+	return within, func() { stop(); cancel() }
 }
 
 // state returns the records of notary_state of an entry, which is at this offset of checkpoints.
@@ -411,7 +421,7 @@ func (l *leader) sign(ctx context.Context) error {
 	}
 	published := time.Now()
 	m.PublishedAt = published.UnixMicro()
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.TransactionTimeout)
+	within, cancel := l.concluding(ctx)
 	defer cancel()
 	err = l.transact(within, func() error {
 		_, err := l.produce(within, schemas.TopicCheckpoints, keyed{m, checkpointKey + strconv.FormatUint(c.Size, 10)})

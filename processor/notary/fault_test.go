@@ -50,6 +50,7 @@ func endTakesEffect(
 }
 
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	fault := func(f func(c *kafkatest.Cluster) kfake.Fault) func(*testing.T, *kafkatest.Cluster) func() int {
 		return func(_ *testing.T, c *kafkatest.Cluster) func() int { return c.Fake.Fault(f(c)).Hits }
 	}
@@ -254,7 +255,7 @@ func TestBacklogInSeveralEpochs(t *testing.T) {
 }
 
 // Witnesses are asked with the checkpoint that is in the lock file, and can have its consistency with every older size proved.
-func TestWitnesses(t *testing.T) {
+func TestAsksWitnesses(t *testing.T) {
 	c := kafkatest.Start(t)
 	cfg := testConfig(t, c)
 	cfg.EpochInterval, cfg.IdleInterval = 10*time.Millisecond, 10*time.Millisecond

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -413,7 +414,7 @@ func TestHaltsOnOtherState(t *testing.T) {
 		{"is not the one of its workspace", string(chainRecord.Key), edit(chainRecord, ch, func() { ch.Head.Lane++ })},
 	} {
 		t.Run(tt.want, func(t *testing.T) {
-			err := takeOverFrom(append(state[:len(state):len(state)], &kgo.Record{Key: []byte(tt.key), Value: tt.value}), checkpoints)
+			err := takeOverFrom(append(slices.Clip(state), &kgo.Record{Key: []byte(tt.key), Value: tt.value}), checkpoints)
 			var h *haltError
 			if !errors.As(err, &h) || h.reason != haltState || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v", err)

@@ -59,7 +59,7 @@ func newKeyPair(private string) (*keyPair, error) {
 	if err != nil || len(seed) != 1+ed25519.SeedSize {
 		return nil, errors.New("it is not a key of type Ed25519")
 	}
-	public := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey) //nolint:forcetypeassert,errcheck // what it documents
+	public := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey) // what it documents
 	verifier, err := note.NewEd25519VerifierKey(signer.Name(), public)
 	if err != nil {
 		return nil, fmt.Errorf("its verifier key: %w", err)

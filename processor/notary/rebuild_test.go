@@ -30,6 +30,7 @@ func insertLeaves(t *testing.T, c *kafkatest.Cluster, db *clickhousetest.Server,
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = batch.Close() }() // Send has the error that matters
 	for i, r := range records {
 		m := new(recordpb.Sealed)
 		if err := proto.Unmarshal(r.Value, m); err != nil {

@@ -78,8 +78,8 @@ const (
 	maxRestartDelay = 10 * time.Second
 )
 
-// Run leads or stands by until ctx ends, and then commits and signs what is in hand and leaves the group, within
-// three times TransactionTimeout and 5 s more, and much sooner where the brokers answer. It returns nil then.
+// Run leads or stands by until ctx ends, and then commits and signs what is in hand and leaves the group, within 13 s, and
+// much sooner where the brokers answer. It returns nil then.
 //
 // A session ends when the outcome of a transaction is not known, or not the one wanted, and nothing of it is used again:
 // the next begins as another process would, with a new client, which fences what the old one may have left under way,
