@@ -222,7 +222,8 @@ func checkEvidence(t *testing.T, path string) {
 	if err := json.Unmarshal(text, &evidence); err != nil {
 		t.Fatal(err)
 	}
-	trust, err := ledger.ParseTrust([]byte(ledgertest.NewKey(ledgertest.Origin, 2).Verifier()))
+	trust, err := ledger.ParseTrust(fmt.Appendf(nil, "log %s\nlog %s\nquorum none\n",
+		ledgertest.NewKey(ledgertest.Origin, 1).Verifier(), ledgertest.NewKey(ledgertest.Origin, 2).Verifier()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -185,3 +185,11 @@ func serve(t *testing.T, handler http.Handler) (flags []string) {
 func newServer(l *ledgertest.Ledger) *ledgertest.Server {
 	return &ledgertest.Server{Ledger: l, Workspace: ledgertest.Workspace(1)}
 }
+
+// long skips a test of more than a few seconds in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a few seconds")
+	}
+}
