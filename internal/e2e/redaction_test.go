@@ -174,6 +174,9 @@ func (s *upStack) isNowhere(t *testing.T, ids []string) {
 			t.Errorf("it is in %d rows of %s", found, table)
 		}
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	if tables < 5 {
 		t.Errorf("only %d tables were searched", tables)
 	}

@@ -70,7 +70,7 @@ func (r *rig) leaf(target sealedEvent, paths ...string) sealedEvent {
 	return r.send(event.Input{
 		JSON: fmt.Appendf(nil, `{"actor_id":"key:1","action":"event.redacted","resource":"event","metadata":{"event_id":%q,"paths":["%s"]}}`,
 			uuid.UUID(target.GetId()), strings.Join(paths, `","`)),
-		Kind: recordpb.Kind_KIND_REDACTION, Lane: &target.Event.Lane,
+		Kind: recordpb.Kind_KIND_REDACTION, Lane: &target.Lane,
 	})
 }
 
@@ -137,6 +137,9 @@ func (r *rig) found(text string) (tables []string) {
 			r.tb.Fatal(err)
 		}
 		all = append(all, name)
+	}
+	if err := rows.Err(); err != nil {
+		r.tb.Fatal(err)
 	}
 	if !slices.Contains(all, "events") || !slices.Contains(all, "leaves") {
 		r.tb.Fatalf("tables: %q", all)
@@ -225,7 +228,7 @@ func TestRedaction(t *testing.T) {
 			t.Errorf("the salt of %s, which is erased, is in %q", d.Path, got)
 		}
 	}
-	if _, body, err := r.left(target); err != nil || strings.ReplaceAll(body, string(event.FormatTime(time.UnixMicro(target.GetOccurredAt()))), "T") !=
+	if _, body, err := r.left(target); err != nil || strings.ReplaceAll(body, event.FormatTime(time.UnixMicro(target.GetOccurredAt())), "T") !=
 		`{"action":"card.blocked","occurred_at":"T","version":7}` {
 		t.Errorf("left is %s, %v", body, err)
 	}
@@ -339,7 +342,8 @@ func TestRedactionsInABatch(t *testing.T) {
 		targets = append(targets, r.send(event.Input{JSON: fmt.Appendf(nil, `{"actor_id":"u%d","action":"x","metadata":{"pin":"4711","n":%d}}`, i, i)}))
 	}
 	configured := r.send(event.Input{JSON: []byte(strings.Replace(private, "k-4711", "other", 1))}) // another id
-	r.configure(configured.key(), 1, "/metadata/pin", "/targets") // its leaf is not there yet
+	// Its leaf is not there yet.
+	r.configure(configured.key(), 1, "/metadata/pin", "/targets")
 	twice := targets[0]
 	r.leaf(before, "/metadata/pin", "/metadata/nothing", "/action")
 	for _, target := range targets {
@@ -348,17 +352,17 @@ func TestRedactionsInABatch(t *testing.T) {
 	}
 	r.leaf(twice, "/actor_id")
 	absent := sealedEvent{Event: proto.CloneOf(before.Event)}
-	absent.Event.Id = slices.Repeat([]byte{9}, 16)
+	absent.Id = slices.Repeat([]byte{9}, 16)
 	r.leaf(absent, "/metadata/pin")
 	other := sealedEvent{Event: proto.CloneOf(targets[1].Event)}
 	r.send(event.Input{
 		JSON: []byte(`{"actor_id":"key:1","action":"event.redacted","metadata":{"event_id":"nonsense","paths":["/actor_id"]}}`),
-		Kind: recordpb.Kind_KIND_REDACTION, Lane: &other.Event.Lane,
+		Kind: recordpb.Kind_KIND_REDACTION, Lane: &other.Lane,
 	})
 	// An event that only says so is no redaction.
 	r.send(event.Input{
 		JSON: fmt.Appendf(nil, `{"actor_id":"key:1","action":"event.redacted","metadata":{"event_id":%q,"paths":["/actor_id"]}}`,
-			uuid.UUID(other.GetId())), Lane: &other.Event.Lane,
+			uuid.UUID(other.GetId())), Lane: &other.Lane,
 	})
 	w := r.start(r.config())
 	r.awaitErased(before, "/metadata/pin")
