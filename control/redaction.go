@@ -76,6 +76,9 @@ func (r *Redactions) Lookup(id EventID) (*Redaction, error) {
 	}
 }
 
+// errUnmasked says nothing of what is wrong with the body: that might quote what is to be masked.
+var errUnmasked = errors.New("the body of a redacted event cannot be read")
+
 // Mask returns the body of an event without what was redacted of it, and the paths of that: the body itself where nothing
 // was. Where something was and the record of it cannot be read, nothing is left but what cannot be redacted. The error
 // says that the body cannot be read: it must not be shown at all.
@@ -85,7 +88,7 @@ func (r *Redactions) Mask(id EventID, body []byte) (masked []byte, redacted []st
 	case err != nil:
 		all, _, err := (&event.Content{Body: body}).Fields()
 		if err != nil {
-			return nil, nil, fmt.Errorf("masking event %s: %w", uuid.UUID(id.Event), err)
+			return nil, nil, fmt.Errorf("%w: event %s", errUnmasked, uuid.UUID(id.Event))
 		}
 		redacted = slices.DeleteFunc(all, event.Protected)
 	case redaction == nil:
@@ -94,7 +97,7 @@ func (r *Redactions) Mask(id EventID, body []byte) (masked []byte, redacted []st
 		redacted = redaction.Paths
 	}
 	if masked, err = event.Mask(body, redacted); err != nil {
-		return nil, nil, fmt.Errorf("masking event %s: %w", uuid.UUID(id.Event), err)
+		return nil, nil, fmt.Errorf("%w: event %s", errUnmasked, uuid.UUID(id.Event))
 	}
 	return masked, redacted, nil
 }

@@ -54,52 +54,63 @@ type row struct {
 	left    *event.Content
 }
 
-// erase erases fields of events from their rows. When it returns nil, ClickHouse has rewritten every row that it has, on
-// this replica, and has taken down to do so on the others. missing are the events that have none. It may be repeated at
-// any time, and after a crash at any step: it begins by looking at what there is.
-func (e *eraser) erase(ctx context.Context, what erasure) (missing []control.EventID, err error) {
+// unerased are events of which nothing could be erased.
+type unerased struct {
+	// missing have no row.
+	missing []control.EventID
+	// damaged have a row that is no event's: somebody has changed it.
+	damaged map[control.EventID]bool
+}
+
+// erase erases fields of events from their rows. When it returns no error, ClickHouse has rewritten every row that it has, on
+// this replica, and has taken down to do so on the others. It may be repeated at any time, and after a crash at any step:
+// it begins by looking at what there is.
+func (e *eraser) erase(ctx context.Context, what erasure) (not unerased, err error) {
 	select {
 	case e.turn <- struct{}{}:
 		defer func() { <-e.turn }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return not, ctx.Err()
 	}
+	not.damaged = map[control.EventID]bool{}
 	for chunk := range slices.Chunk(slices.Collect(maps.Keys(what)), maxErasedRows) {
-		absent, err := e.eraseChunk(ctx, what, chunk)
-		if err != nil {
-			return nil, err
+		if err := e.eraseChunk(ctx, what, chunk, &not); err != nil {
+			return not, err
 		}
-		missing = append(missing, absent...)
 	}
-	return missing, nil
+	return not, nil
 }
 
-func (e *eraser) eraseChunk(
-	ctx context.Context, what erasure, ids []control.EventID,
-) (missing []control.EventID, err error) {
+func (e *eraser) eraseChunk(ctx context.Context, what erasure, ids []control.EventID, not *unerased) error {
 	var before []control.EventID
-	for {
-		left, absent, err := e.left(ctx, what, ids)
-		if err != nil || len(left) == 0 {
-			return absent, err
+	for first := true; ; first = false {
+		left, missing, err := e.left(ctx, what, ids, not)
+		if err != nil {
+			return err
+		}
+		if first {
+			not.missing = append(not.missing, missing...)
+		}
+		if len(left) == 0 {
+			return nil
 		}
 		// Rows that a mutation of another writer is about to change are not changed once more, and mutations do not pile up.
 		if err := e.awaitMutations(ctx); err != nil {
-			return nil, err
+			return err
 		}
-		rows, err := e.read(ctx, what, left)
+		rows, err := e.read(ctx, what, left, not)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if len(rows) == 0 {
-			continue // they have been rewritten meanwhile
+			return nil // they have been rewritten meanwhile, or have no such fields
 		}
 		if slices.Equal(before, idsOf(rows)) {
-			return nil, fmt.Errorf("%d redacted rows are as they were before the statement that rewrites them", len(rows))
+			return fmt.Errorf("%d redacted rows are as they were before the statement that rewrites them", len(rows))
 		}
 		before = idsOf(rows)
 		if err := e.rewrite(ctx, rows); err != nil {
-			return nil, err
+			return err
 		}
 		e.metrics.erased.Add(float64(len(rows)))
 	}
@@ -114,7 +125,9 @@ func idsOf(rows []row) []control.EventID {
 }
 
 // left returns which of the events have a row that still has something that is to be erased, and which have no row.
-func (e *eraser) left(ctx context.Context, what erasure, ids []control.EventID) (left, missing []control.EventID, err error) {
+func (e *eraser) left(
+	ctx context.Context, what erasure, ids []control.EventID, not *unerased,
+) (left, missing []control.EventID, err error) {
 	found := make(map[control.EventID]bool, len(ids))
 	rows, err := e.conn.Query(ctx, "SELECT workspace, id, disclosure FROM events WHERE (workspace, id) IN ("+tuples(ids)+")")
 	if err != nil {
@@ -130,9 +143,8 @@ func (e *eraser) left(ctx context.Context, what erasure, ids []control.EventID) 
 		found[id] = true
 		done, err := erased(disclosure, what[id])
 		if err != nil {
-			return nil, nil, fmt.Errorf("event %x: %w", id.Event, err)
-		}
-		if !done {
+			not.damaged[id] = true
+		} else if !done {
 			left = append(left, id)
 		}
 	}
@@ -162,7 +174,7 @@ func erased(disclosure string, paths []string) (bool, error) {
 }
 
 // read returns rows of one part that are to be rewritten, with what is left of them, as many as one statement takes.
-func (e *eraser) read(ctx context.Context, what erasure, ids []control.EventID) ([]row, error) {
+func (e *eraser) read(ctx context.Context, what erasure, ids []control.EventID, not *unerased) ([]row, error) {
 	rows, err := e.conn.Query(ctx, "SELECT workspace, id, part, body, seed, disclosure FROM events WHERE (workspace, id) IN ("+
 		tuples(ids)+") ORDER BY part, workspace, id")
 	if err != nil {
@@ -176,25 +188,34 @@ func (e *eraser) read(ctx context.Context, what erasure, ids []control.EventID) 
 		if err := rows.Scan(&r.id.Workspace, &r.id.Event, &r.part, &r.content.Body, &r.content.Seed, &r.stored); err != nil {
 			return nil, fmt.Errorf("reading redacted rows: %w", err)
 		}
-		if size += len(r.content.Body); len(all) > 0 && (size > maxErasedBytes || r.part != all[0].part) {
+		if len(all) > 0 && (size+len(r.content.Body) > maxErasedBytes || r.part != all[0].part) {
 			break
 		}
-		if r.stored != "" {
-			if r.content.Disclosure, err = ledger.ParseDisclosure([]byte(r.stored)); err != nil {
-				return nil, fmt.Errorf("event %x: %w", r.id.Event, err)
-			}
-		}
-		if r.left, err = r.content.Redact(what[r.id]); err != nil {
-			return nil, fmt.Errorf("redacting event %x: %w", r.id.Event, err)
-		}
-		if r.left != &r.content {
-			all = append(all, r)
+		changes, err := r.redact(what[r.id])
+		if err != nil {
+			not.damaged[r.id] = true
+		} else if changes {
+			all, size = append(all, r), size+len(r.content.Body)
 		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("reading redacted rows: %w", err)
 	}
 	return all, nil
+}
+
+// redact sets what is left of the row, and reports whether that is less than there is.
+func (r *row) redact(paths []string) (changes bool, err error) {
+	if r.stored != "" {
+		if r.content.Disclosure, err = ledger.ParseDisclosure([]byte(r.stored)); err != nil {
+			return false, err
+		}
+	}
+	whole := &r.content
+	if r.left, err = whole.Redact(paths); err != nil {
+		return false, err
+	}
+	return r.left != whole, nil
 }
 
 // awaitMutations waits until ClickHouse has no mutation of events in hand: ours from before a restart, another writer's,

@@ -29,6 +29,7 @@ type metrics struct {
 	commitRetries   prometheus.Counter
 	erased          prometheus.Counter
 	eraseMissing    prometheus.Counter
+	eraseDamaged    prometheus.Counter
 	eraseUnreadable prometheus.Counter
 	eraseSeconds    prometheus.Histogram
 	insertSeconds   prometheus.Histogram
@@ -82,6 +83,7 @@ func newMetrics(reg prometheus.Registerer, w *Writer) *metrics {
 		commitRetries:   counter("commit_retries_total", "Offset commits that failed and were tried again."),
 		erased:          counter("redacted_rows_total", "Rows of redacted events that were rewritten."),
 		eraseMissing:    counter("redactions_without_row_total", "Redactions of events that ClickHouse does not have."),
+		eraseDamaged:    counter("redactions_of_damaged_rows_total", "Redactions of events whose row is no event's any more; nothing is erased."),
 		eraseUnreadable: counter("unreadable_redactions_total", "Redactions whose body does not say what is redacted; nothing is erased."),
 		eraseSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "immutable_chwriter_redaction_seconds", Help: "Time in which ClickHouse has carried out one mutation for redactions.",

@@ -92,6 +92,7 @@ func TestCrashPoints(t *testing.T) {
 			t.Logf("%s: %d hits, %v batches taken over by the last writer", point, hits, w.metric("batches_taken_over_total"))
 		})
 	}
+	t.Run("redactions", func(t *testing.T) { crashWhileRedacting(t, binary) })
 }
 
 // Writers are killed at any moment.

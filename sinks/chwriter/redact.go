@@ -91,9 +91,9 @@ func (p *partition) erase(ctx context.Context, d demands) error {
 		return nil
 	}
 	crash.Point("chwriter-before-erase")
-	var missing []control.EventID
+	var not unerased
 	err := p.retry(ctx, systemClickHouse, func(ctx context.Context) (err error) {
-		missing, err = p.w.eraser.erase(ctx, d.erasure)
+		not, err = p.w.eraser.erase(ctx, d.erasure)
 		return err
 	})
 	if err != nil {
@@ -102,9 +102,15 @@ func (p *partition) erase(ctx context.Context, d demands) error {
 	// Durable: no part in use has the values any more, or the mutation is taken down that takes them out of the parts that
 	// come back after a power cut. Not yet durable: that it is done; until the next commit it would be looked at again.
 	crash.Point("chwriter-after-erase")
-	for _, id := range missing {
+	for _, id := range not.missing {
 		p.w.metrics.eraseMissing.Inc()
 		p.logger.WarnContext(ctx, "redacted event is not in clickhouse", "event_id", uuid.UUID(id.Event).String())
+	}
+	for id := range not.damaged {
+		p.w.metrics.eraseDamaged.Inc()
+		// What is wrong with it may quote what is to be erased.
+		p.logger.ErrorContext(ctx, "row of a redacted event was changed by somebody: nothing is erased from it",
+			"event_id", uuid.UUID(id.Event).String())
 	}
 	return nil
 }
