@@ -58,6 +58,9 @@ var labels = map[string]string{
 	"immutable_ingest_requests_total.code":                    "status codes that the API answers with",
 	"immutable_ingest_requests_total.endpoint":                "`event`, `batch`",
 	"immutable_notary_halted.reason":                          "`ledger`, `ledger_lost`, `heads`, `state`, `lock`, `key`",
+	"immutable_notary_witness_cosigned_entries.witness":       "witnesses of the policy file with a URL",
+	"immutable_notary_witness_errors_total.reason":            "`unreachable`, `refused`, `invalid`, `ahead`, `unproved`",
+	"immutable_notary_witness_errors_total.witness":           "witnesses of the policy file with a URL",
 	"immutable_processor_seal_dedup_window_leaves.partition":  "partitions of the events topic",
 	"immutable_processor_seal_dedup_window_seconds.partition": "partitions of the events topic",
 	"immutable_processor_seal_halted_partitions.reason":       "`input_lost`, `disagreement`, `unavailable`",
@@ -96,6 +99,9 @@ func (d *described) MustRegister(all ...prometheus.Collector) {
 	}
 }
 
+// logKey is a verifier key of a log.
+const logKey = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
+
 // everyService makes each service as production does, which registers its metrics, and runs none.
 func everyService(t *testing.T) *described {
 	t.Helper()
@@ -121,7 +127,9 @@ func everyService(t *testing.T) *described {
 	keyFile := filepath.Join(t.TempDir(), "notary.key")
 	_, err = notary.CreateKey(keyFile, "")
 	must(err)
-	_, err = notary.New(notary.Config{Kafka: broker, Layout: layout, KeyFile: keyFile, LockFile: keyFile + ".lock"}, reg, logger)
+	_, err = notary.New(notary.Config{
+		Kafka: broker, Layout: layout, KeyFile: keyFile, LockFile: keyFile + ".lock", WitnessPolicy: []byte(logKey),
+	}, reg, logger)
 	must(err)
 	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, view, reg, logger)
 	must(err)
@@ -129,7 +137,7 @@ func everyService(t *testing.T) *described {
 	must(err)
 	_, err = query.New(query.Config{Kafka: broker, ClickHouse: tables}, view, writer, reg, logger)
 	must(err)
-	trust, err := ledger.ParseTrust([]byte("example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"))
+	trust, err := ledger.ParseTrust([]byte(logKey))
 	must(err)
 	_, err = witness.New(witness.Config{Dir: "x"}, nil, trust, reg, logger)
 	must(err)
