@@ -1,11 +1,13 @@
 package notary
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/schemas"
@@ -60,6 +62,46 @@ func BenchmarkEpoch(b *testing.B) {
 		}
 		s.settle()
 	}
+}
+
+// BenchmarkBacklog is the time per leaf of an epoch over 240,000 leaves that wait on the broker, fetching and signing included.
+func BenchmarkBacklog(b *testing.B) {
+	c := kafkatest.Start(b)
+	s := &simulated{t: b, heads: make(map[ledger.ChainID]*chain)}
+	for ws := range uint64(3) {
+		for lane := range uint32(testPartitions) {
+			s.seal(ws, lane, 20_000-1)
+		}
+	}
+	leaves := 0
+	for p, values := range s.ledger {
+		records := make([]*kgo.Record, len(values))
+		for i, v := range values {
+			records[i] = &kgo.Record{Topic: schemas.TopicLedger, Partition: int32(p), Value: v}
+		}
+		c.Produce(b, records...)
+		leaves += len(values)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		// Each time another root log, over the same ledger.
+		for _, topic := range []string{schemas.TopicCheckpoints, schemas.TopicNotaryState} {
+			if err := c.Fake.DeleteTopic(c.Config.Topic(topic)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := kafka.CreateTopics(b.Context(), c.Client(b), schemas.Topics(c.Layout)); err != nil {
+			b.Fatal(err)
+		}
+		cfg := testConfig(b, c)
+		b.StartTimer()
+		n := start(b, cfg)
+		await(b, "an epoch of everything", func(context.Context) error { return atLeast(n.metric(b, "leaves_total"), float64(leaves)) })
+		b.StopTimer()
+		n.stop(b)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*leaves), "ns/leaf")
 }
 
 func manyChains(n int) []*chain {
