@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
@@ -315,5 +317,40 @@ func TestAsksWitnesses(t *testing.T) {
 	}
 	if quorum < 3 {
 		t.Errorf("%d cosigned checkpoints", quorum)
+	}
+}
+
+// A transaction that is open on one of the notary's topics holds a take-over back, which says how to end it and tries again. What
+// was aborted counts for nothing.
+func takeOverWaitsForOpenTransactions(t *testing.T, c *kafkatest.Cluster) {
+	t.Helper()
+	cfg := sealSome(t, c)
+	for i, topic := range []string{schemas.TopicCheckpoints, schemas.TopicNotaryState} {
+		stranger := c.Client(t, kgo.TransactionalID(c.Config.Group("stranger")), kgo.TransactionTimeout(time.Minute),
+			kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		if err := stranger.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		record := &kgo.Record{Topic: c.Config.Topic(topic), Key: []byte("partition/1"), Value: []byte("x")}
+		if err := stranger.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		cfg.TakeOverTimeout = 200 * time.Millisecond
+		n := start(t, cfg)
+		abort := fmt.Sprintf("abort --topic %s --partition 0 --start-offset %d", c.Config.Topic(topic), record.Offset)
+		await(t, "waiting for the transaction", func(ctx context.Context) error {
+			if err := n.Ready(ctx); err == nil || !strings.Contains(err.Error(), abort) {
+				return fmt.Errorf("ready: %w", errors.Join(err))
+			}
+			return nil
+		})
+		if err := stranger.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+			t.Fatal(err)
+		}
+		stranger.Close()
+		await(t, "ready", n.Ready)
+		produceEvents(t, c, 3, 500+100*i, 100)
+		awaitCovered(t, c, 600+100*i)
+		n.stop(t)
 	}
 }

@@ -19,6 +19,7 @@ var scenarios = []struct {
 	{"states what is there and what arrives", statesWhatIsThereAndWhatArrives},
 	{"goes on where the last one ended", goesOnWhereTheLastOneEnded},
 	{"two notaries", twoNotaries},
+	{"a take-over waits for open transactions", takeOverWaitsForOpenTransactions},
 }
 
 func TestScenarios(t *testing.T) {
