@@ -195,6 +195,7 @@ func (c *client) lines(ctx context.Context, path string, begin func(), line func
 		begin()
 		s := bufio.NewScanner(body)
 		s.Buffer(make([]byte, 0, 64<<10), c.MaxLineBytes)
+		s.Split(wholeLines)
 		for s.Scan() {
 			if err := line(s.Bytes()); err != nil {
 				return err
@@ -208,6 +209,19 @@ func (c *client) lines(ctx context.Context, path string, begin func(), line func
 		}
 		return end()
 	})
+}
+
+var errCutOff = errors.New("the answer was cut off")
+
+// wholeLines is bufio.ScanLines for lines that each end with a newline, the last one too: what comes before the end of a connection is no line.
+func wholeLines(data []byte, atEOF bool) (advance int, token []byte, err error) {
+	if i := bytes.IndexByte(data, '\n'); i >= 0 {
+		return i + 1, data[:i], nil
+	}
+	if atEOF && len(data) > 0 {
+		return 0, nil, errCutOff
+	}
+	return 0, nil, nil
 }
 
 // logTiles is the root log as tiles: C2SP tlog-tiles. Level 0 has the entry hashes, and level k >= 1 the nodes of a row.

@@ -339,8 +339,6 @@ type leafLine struct {
 	More *bool   `json:"more"`
 }
 
-var errCutOff = errors.New("the answer was cut off")
-
 // leaves implements chainJob.leaves.
 func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error {
 	for from := uint64(0); ; {

@@ -1,0 +1,106 @@
+package verify_test
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"getimmutable.dev/immutable/internal/kafka/kafkatest"
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/schemas"
+	"getimmutable.dev/immutable/schemas/recordpb"
+	"getimmutable.dev/immutable/verify"
+)
+
+// sharedPartition is a ledger of two chains in one partition of the input, in turns.
+func sharedPartition() *ledgertest.Ledger {
+	l := ledgertest.New()
+	a, b := l.Chain(1, 1, 0, 1), l.Chain(5, 1, 0, 1)
+	for range 30 {
+		l.Events(a, 1)
+		l.Events(b, 2)
+	}
+	l.Epoch()
+	return l
+}
+
+// A place in the input is that of one leaf, and leaves of different chains keep their order too. Both ledgers are signed: only the accounting shows it.
+func TestInputAccounting(t *testing.T) {
+	for _, tc := range []struct {
+		want string
+		do   func(a, b *ledgertest.Chain)
+	}{
+		// The ninth leaf of one chain is between the sixteenth and seventeenth of the other.
+		{"DUPLICATE", func(a, b *ledgertest.Chain) { a.Leaves[9].Offset = b.Leaves[16].Offset }},
+		{"REORDERED", func(a, b *ledgertest.Chain) { a.Leaves[9].Offset = b.Leaves[16].Offset - 1 }},
+	} {
+		t.Run(tc.want, func(t *testing.T) {
+			l := sharedPartition()
+			tc.do(l.Chains[0], l.Chains[1])
+			l.Chains[0].Reseal(1)
+			l.Rebuild()
+			s := newTables(t, l)
+			r := s.verify(s.config())
+			if want := fmt.Sprintf("%s chain %x sequence 9 ", tc.want, l.Chains[0].ID); r.Exit != verify.ExitTampered || len(r.Faults) != 1 || !strings.HasPrefix(short(r.Faults[0]), want) {
+				t.Errorf("want %s: %s", want, r.Text())
+			}
+		})
+	}
+}
+
+// TestInputGap: a record of the events topic that later records were sealed past has a leaf, or is on the dlq, or is the second of its id.
+func TestInputGap(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 60)
+	l.Epoch()
+	s := newTables(t, l)
+	cluster := kafkatest.Start(t)
+	sealed := map[uint64]bool{}
+	last := uint64(0)
+	for _, leaf := range c.Leaves[1:] {
+		sealed[leaf.Offset] = true
+		last = leaf.Offset
+	}
+	topic := cluster.Config.Topic(schemas.TopicEvents)
+	var records, dead []*kgo.Record
+	var gaps []uint64
+	for offset := range last + 5 { // the last ones are not sealed yet
+		e := &recordpb.Event{Id: []byte(fmt.Sprintf("%016d", offset))}
+		switch {
+		case sealed[offset] || offset > last:
+		case len(gaps) == 0: // lost
+			gaps = append(gaps, offset)
+		case len(gaps) == 1 && len(dead) == 0: // sealed before: a retry
+			gaps = append(gaps, 0)
+			e.Keyed, e.Id = true, c.Leaves[5].ID[:]
+		default:
+			dead = append(dead, &kgo.Record{Topic: schemas.TopicDLQ, Headers: []kgo.RecordHeader{
+				{Key: schemas.DLQHeaderTopic, Value: []byte(topic)}, {Key: schemas.DLQHeaderPartition, Value: []byte("1")},
+				{Key: schemas.DLQHeaderOffset, Value: []byte(strconv.FormatUint(offset, 10))},
+			}})
+		}
+		value, err := proto.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: value})
+	}
+	cluster.Produce(t, records...)
+	cluster.Produce(t, dead...)
+	if len(dead) < 5 {
+		t.Fatalf("%d dead letters", len(dead))
+	}
+	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("INPUT GAP: partition 1, offset %d of the events topic has no leaf, and later records have", gaps[0])
+	if r.Exit != verify.ExitTampered || len(r.Faults) != 1 || r.Faults[0].String() != want {
+		t.Errorf("want %q:\n%s", want, r.Text())
+	}
+}
