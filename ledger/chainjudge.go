@@ -451,7 +451,7 @@ func (v *ChainVerifier) judge(o *option) {
 		at(Modified, "the following leaf states hash %x for it; stored is %x, and its content gives neither", o.hash, r.stored)
 	case o.how == contentBad:
 		if len(v.suspects) == maxSuspects {
-			v.Conclude(RootUnknown)
+			v.tellSuspects(RootUnknown)
 		}
 		v.suspects = append(v.suspects, suspect{r, v.lastHeld})
 		v.faults++
@@ -483,27 +483,50 @@ func (v *ChainVerifier) conclude(m *Mark) {
 	case m.Root == *m.Want:
 		v.Conclude(RootHolds)
 	default:
-		if v.faults == 0 {
+		explained := v.faults > 0
+		v.Conclude(RootDiffers)
+		if !explained {
 			v.rootDiffers(m)
 		}
-		v.Conclude(RootDiffers)
 	}
 	v.sound, v.faults = m.Size, 0
 }
 
-// rootDiffers: every leaf follows from its content and the one before, and the root is another.
+// rootDiffers: every leaf follows from its content and the one before, and the root is another. Where it is one that was verified before, it depends on
+// the next root that is known whether that history was signed too.
 func (v *ChainVerifier) rootDiffers(m *Mark) {
-	verdict := Modified
-	if m.Remembered {
-		verdict = Forked
+	v.anew = append(v.anew, anew{v.sound, m})
+	if !m.Remembered {
+		v.tellAnew(RootDiffers)
 	}
-	v.fault(verdict, v.sound, max(m.Size, 1)-1, [16]byte{},
-		fmt.Sprintf("the leaves give root %x at size %d, want %x: they were written anew with their hashes", m.Root, m.Size, *m.Want))
+}
+
+// anew is a run of leaves that were written anew with their hashes, from a size on up to a mark.
+type anew struct {
+	sound uint64
+	mark  *Mark
+}
+
+func (v *ChainVerifier) tellAnew(state RootState) {
+	for _, a := range v.anew {
+		verdict := Modified
+		if a.mark.Remembered && state == RootHolds {
+			verdict = Forked
+		}
+		v.fault(verdict, a.sound, max(a.mark.Size, 1)-1, [16]byte{}, fmt.Sprintf("the leaves give root %x at size %d, want %x: they were written anew with their hashes",
+			a.mark.Root, a.mark.Size, *a.mark.Want))
+	}
+	v.anew = nil
 }
 
 // Conclude reports the leaves whose content does not give their stored hashes since the last mark with a root that was wanted. Where the caller
 // looks at the roots itself, it is called after Close.
 func (v *ChainVerifier) Conclude(state RootState) {
+	v.tellAnew(state)
+	v.tellSuspects(state)
+}
+
+func (v *ChainVerifier) tellSuspects(state RootState) {
 	suspects := v.suspects
 	v.suspects = nil
 	for _, s := range suspects {

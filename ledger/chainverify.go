@@ -27,7 +27,7 @@ type Mark struct {
 	Offset   uint64
 	// Want is the root that is signed, or was verified before; nil where the caller looks at Root.
 	Want *Hash
-	// Remembered: Want is what an earlier run verified, so that another root is a fork.
+	// Remembered: Want is what an earlier run verified. Another root is a fork, where what came of it was signed too.
 	Remembered bool
 	// Covered is the time of the epoch that the mark is of, zero where it is of none. No leaf before the mark is more than five
 	// minutes younger.
@@ -68,6 +68,8 @@ type ChainVerifier struct {
 	shift int64
 	// suspects are the faults of single leaves since the last known root.
 	suspects []suspect
+	// anew are runs of leaves that were verified before and are others now.
+	anew []anew
 	// sound is the size up to which roots were as wanted, faults the number of them reported since.
 	sound  uint64
 	faults int

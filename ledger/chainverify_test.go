@@ -315,3 +315,40 @@ func TestChainRemembered(t *testing.T) {
 		t.Error(faults)
 	}
 }
+
+// What a signed chain can still say wrong: a place of the input twice.
+func TestChainInputTwice(t *testing.T) {
+	c := newTestChain(t, 20)
+	l := c.stored(t)
+	l[10].Offset = l[9].Offset
+	resign(c, l, 10, len(l))
+	if faults, _ := verifyStored(c, l, Mark{ByOffset: true}); len(faults) != 1 || !strings.HasPrefix(faults[0], "DUPLICATE") || !strings.Contains(faults[0], "sequence 10 ") {
+		t.Error(faults)
+	}
+}
+
+// A store that keeps the previous hashes too: what they say is compared, and it repairs what is linked by nothing else.
+func TestChainPrevious(t *testing.T) {
+	c := newTestChain(t, 20)
+	stored := func() []StoredLeaf {
+		l := c.stored(t)
+		for i := 1; i < len(l); i++ {
+			l[i].Previous = c.hashes[i-1]
+		}
+		return l
+	}
+	l := stored()
+	l[10].Previous[3] ^= 1
+	l[14].Hash[3] ^= 1
+	l[14].Body[12] ^= 1
+	faults, v := verifyStored(c, l)
+	if len(faults) != 2 || !strings.Contains(faults[0], "MODIFIED chain") || !strings.Contains(faults[0], "sequence 10 ") || !strings.Contains(faults[1], "sequence 14 ") {
+		t.Error(faults)
+	}
+	if m := v.Marks()[0]; !m.Known || m.Root != c.Root() {
+		t.Error("the root is not known")
+	}
+	if faults, _ := verifyStored(c, stored()); faults != nil {
+		t.Error(faults)
+	}
+}

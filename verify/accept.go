@@ -192,6 +192,13 @@ func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail stri
 	a.report.Evidence = append(a.report.Evidence, path)
 }
 
+// keepForkedChain keeps the proof of a fork that the root log does not show: a chain that was stated otherwise by what was accepted before.
+func (a *acceptance) keepForkedChain(r *accepted) {
+	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && a.report.found(ledger.Forked) > 0 {
+		a.keepEvidence(r.remembered.Checkpoint, r.Opened, "a chain is another than it was under the first checkpoint")
+	}
+}
+
 // remember puts what was accepted into the memory file: not a fork, nor what was rolled back, nor a root log with faults. Chains are those that were
 // recomputed without one.
 func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedChain) error {

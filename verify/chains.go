@@ -42,9 +42,9 @@ type chainResult struct {
 	counts ledger.ChainCounts
 	// verifier has leaves to be judged by the map's root.
 	verifier *ledger.ChainVerifier
-	// faults at leaves of the chain; err where not all could be read.
-	faults uint64
-	err    error
+	// faults at leaves of the chain, and those of them that explain another root; err where not all could be read.
+	faults, explain uint64
+	err             error
 }
 
 // chainRun verifies chains.
@@ -66,6 +66,11 @@ func (c *chainRun) verify(ctx context.Context, job *chainJob) *chainResult {
 	fault := func(f *ledger.Fault) {
 		if exitOf(f.Verdict) == ExitTampered {
 			r.faults++
+		}
+		switch f.Verdict {
+		case ledger.ColumnMismatch, ledger.Duplicate, ledger.TimeAnomaly, ledger.Redacted, ledger.Withheld:
+		default:
+			r.explain++
 		}
 		c.report.fault(f)
 	}

@@ -83,6 +83,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 		return err
 	}
 	v.report.notChecked("the column part of events and leaves, and which rows of workspaces that have no leaf were ever there")
+	v.keepForkedChain(a)
 	return v.remember(a, remembered(results))
 }
 

@@ -190,7 +190,7 @@ func (v *tableVerifier) locate(results []*chainResult, sound, at int) {
 	e := v.epochs[at]
 	var changed []*chainResult
 	for _, r := range results {
-		if r.faults > 0 {
+		if r.explain > 0 {
 			return
 		}
 		before := uint64(0)

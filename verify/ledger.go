@@ -102,6 +102,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	v.checkForgotten(a.remembered, results)
 	v.checkLanes(answer.Data.Chains)
 	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
+	v.keepForkedChain(a)
 	return v.remember(a, remembered(results))
 }
 

@@ -140,18 +140,6 @@ func exitOf(v ledger.Verdict) int {
 	}
 }
 
-// tampered says whether tampering is proven so far.
-func (r *Report) tampered() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for v := range r.Found {
-		if exitOf(v) == ExitTampered {
-			return true
-		}
-	}
-	return false
-}
-
 // finish draws the conclusion. Proven tampering goes before a checkpoint that is not believed, and that before what is not known.
 func (r *Report) finish() *Report {
 	codes := map[int]bool{}

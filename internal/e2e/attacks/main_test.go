@@ -28,7 +28,7 @@ var (
 	binaryDir string
 	binary    = sync.OnceValues(func() (string, error) {
 		path := filepath.Join(binaryDir, "immutable")
-		cmd := exec.Command("go", "build", "-o", path, "./cmd/immutable")
+		cmd := exec.Command("go", "build", "-o", path, "-overlay="+os.Getenv(overlayVariable), "./cmd/immutable")
 		cmd.Dir = "../../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
