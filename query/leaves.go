@@ -171,18 +171,16 @@ func (s *Service) listLeaves(ctx context.Context, workspace [16]byte, r *http.Re
 		return content{}, err
 	}
 	if !last.More {
-		beyond, err := s.spine(ctx, workspace, req.chain, last.Next, math.MaxUint64, 1)
-		if err != nil {
+		if _, last.More, err = s.nextLeaf(ctx, workspace, req.chain, last.Next, math.MaxUint64); err != nil {
 			return content{}, err
 		}
-		if last.More = len(beyond) > 0; !last.More && len(body) == 0 {
-			any, err := s.spine(ctx, workspace, req.chain, 0, math.MaxUint64, 1)
-			if err != nil {
-				return content{}, err
-			}
-			if len(any) == 0 {
-				return content{}, httpserver.NotFound("The workspace of the API key has no such chain.")
-			}
+	}
+	if !last.More && len(body) == 0 {
+		switch _, there, err := s.nextLeaf(ctx, workspace, req.chain, 0, math.MaxUint64); {
+		case err != nil:
+			return content{}, err
+		case !there:
+			return content{}, httpserver.NotFound("The workspace of the API key has no such chain.")
 		}
 	}
 	body, err = appendLine(body, last)
@@ -287,11 +285,11 @@ func (s *Service) walk(
 			}
 		}
 		if len(leaves) == 0 { // a gap, or the end
-			next, err := s.spine(ctx, workspace, chain, end, to, 1)
-			if err != nil || len(next) == 0 {
+			next, there, err := s.nextLeaf(ctx, workspace, chain, end, to)
+			if err != nil || !there {
 				return err
 			}
-			end = next[0].sequence
+			end = next
 		}
 		from, n = end, min(8*n, most)
 	}

@@ -224,6 +224,7 @@ func mustPlan(tb testing.TB, index, size uint64) *ledger.ProofPlan {
 
 // Tampering with what a proof is made of is a 500 that is counted, and never a proof that does not hold.
 func TestProofOfDamage(t *testing.T) {
+	t.Parallel()
 	for name, statement := range map[string]string{
 		"body":           "ALTER TABLE events UPDATE body = replace(body, '4711', '4712') WHERE true",
 		"not canonical":  "ALTER TABLE events UPDATE body = concat(' ', body) WHERE true",

@@ -75,6 +75,7 @@ func TestStatements(t *testing.T) {
 			bodyRow: bodyRow{id: [16]byte{1, 15: 2}, sequence: 7}, leaf: leafRow{chain: chain},
 		}).settings(second),
 		"last-leaf.sql": lastLeafStatement(workspace, chain, second),
+		"next-leaf.sql": nextLeafStatement(workspace, chain, 10, 1<<53, second),
 		"extents.sql":   extentsStatement(workspace, []ledger.ChainID{chain, {1}}, span{from: &after.at}, second),
 	} {
 		golden(t, name, []byte(s.written()))

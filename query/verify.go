@@ -111,7 +111,7 @@ func (s *Service) verify(ctx context.Context, workspace [16]byte, r *http.Reques
 	if at != nil {
 		v.checkpoint = &verdictSnapshot{at.checkpoint.size, at.checkpoint.root, at.index, event.FormatTime(at.epoch.Time)}
 	}
-	chains, err := s.extents(ctx, workspace, control.PrincipalFrom(r.Context()), proven, req.recorded)
+	chains, err := s.extents(ctx, workspace, control.PrincipalFrom(ctx), proven, req.recorded)
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +205,24 @@ func (s *Service) storedExtents(
 		}
 	}
 	return stored, nil
+}
+
+// nextLeaf returns the first sequence from one on, before another, that a chain has a leaf of.
+func (s *Service) nextLeaf(ctx context.Context, workspace [16]byte, chain ledger.ChainID, from, to uint64) (next uint64, there bool, err error) {
+	st := nextLeafStatement(workspace, chain, from, to, limits{timeout: s.cfg.RequestTimeout})
+	err = s.run(ctx, statementChains, st, func(rows driver.Rows) error {
+		there = true
+		return rows.Scan(&next)
+	})
+	return next, there, err
+}
+
+func nextLeafStatement(workspace [16]byte, chain ledger.ChainID, from, to uint64, l limits) *statement {
+	st := selectFrom("sequence", "leaves", workspace)
+	st.and("chain = ", st.bindID(chain))
+	st.and("sequence >= ", st.bind("UInt64", from), " AND sequence < ", st.bind("UInt64", to))
+	st.write("\nORDER BY chain, sequence\nLIMIT 1") // the primary key's: only its beginning is read
+	return st.settings(l)
 }
 
 func lastLeafStatement(workspace [16]byte, chain ledger.ChainID, l limits) *statement {

@@ -162,9 +162,15 @@ func TestLargeLeaves(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.MaxLeavesBytes = 64 << 20 })
 	c, _ := r.synthetic(r.tenant, 130, 1)
 	r.exec(t.Context(), "ALTER TABLE events UPDATE body = concat(body, repeat('x', 250000)) WHERE true SETTINGS mutations_sync = 1")
-	list, last, body := r.leaves(r.tenant, c.Chain, "")
-	if len(list) != 130 || last.More || len(body) < 129*250_000 {
-		t.Errorf("%d leaves of %d bytes, %+v", len(list), len(body), last)
+	leaves, size := 0, 0
+	for last := (lastLine{More: true}); last.More; { // several, where the machine is slow
+		var list []leafAnswer
+		var body []byte
+		list, last, body = r.leaves(r.tenant, c.Chain, fmt.Sprintf("from=%d", last.Next))
+		leaves, size = leaves+len(list), size+len(body)
+	}
+	if leaves != 130 || size < 129*250_000 {
+		t.Errorf("%d leaves of %d bytes", leaves, size)
 	}
 }
 
@@ -252,6 +258,7 @@ func TestVerify(t *testing.T) {
 
 // Each way to change the tables is found, and named.
 func TestVerifyFinds(t *testing.T) {
+	t.Parallel()
 	const where = " WHERE sequence = 5"
 	for _, tc := range []struct {
 		name      string
@@ -263,16 +270,20 @@ func TestVerifyFinds(t *testing.T) {
 		{"a seed", "ALTER TABLE events UPDATE seed = unhex(repeat('01', 16))" + where, []found{{Type: breakHash, Sequence: 5}}},
 		{"a time", "ALTER TABLE leaves UPDATE recorded_at = recorded_at + 1" + where, []found{{Type: breakHash, Sequence: 5}}},
 		{"an id", "ALTER TABLE leaves UPDATE id = unhex(repeat('01', 16))" + where, []found{{Type: breakHash, Sequence: 5}}},
-		{"a leaf's hash", "ALTER TABLE leaves UPDATE leaf_hash = unhex(repeat('01', 32))" + where,
-			[]found{{Type: breakHash, Sequence: 5}, {Type: breakChain, Sequence: 6}}},
+		{
+			"a leaf's hash", "ALTER TABLE leaves UPDATE leaf_hash = unhex(repeat('01', 32))" + where,
+			[]found{{Type: breakHash, Sequence: 5}, {Type: breakChain, Sequence: 6}},
+		},
 		{"a leaf", "ALTER TABLE leaves DELETE" + where, []found{{Type: breakMissing, Sequence: 5}}},
 		{"the first", "ALTER TABLE leaves DELETE WHERE sequence = 0", []found{{Type: breakMissing, Sequence: 0}}},
 		{"an event", "ALTER TABLE events DELETE" + where, []found{{Type: breakMissing, Sequence: 5}}},
 		{"a run of leaves", "ALTER TABLE leaves DELETE WHERE sequence BETWEEN 5 AND 8", []found{{Type: breakMissing, Sequence: 5, LastSequence: 8}}},
 		{"the end", "ALTER TABLE leaves DELETE WHERE sequence >= 9", []found{{Type: breakMissing, Sequence: 9, LastSequence: 10}}},
 		{"everything", "ALTER TABLE leaves DELETE WHERE true", []found{{Type: breakMissing, Sequence: 0, LastSequence: 10}}},
-		{"a leaf twice", "INSERT INTO leaves SELECT * REPLACE (unhex(repeat('01', 32)) AS leaf_hash, ledger_offset + 1 AS ledger_offset) FROM leaves" + where,
-			[]found{{Type: breakChain, Sequence: 5}, {Type: breakChain, Sequence: 6}}},
+		{
+			"a leaf twice", "INSERT INTO leaves SELECT * REPLACE (unhex(repeat('01', 32)) AS leaf_hash, ledger_offset + 1 AS ledger_offset) FROM leaves" + where,
+			[]found{{Type: breakChain, Sequence: 5}, {Type: breakChain, Sequence: 6}},
+		},
 		{"an event twice", "INSERT INTO events SELECT * REPLACE (ledger_offset + 1 AS ledger_offset) FROM events" + where, []found{{Type: breakChain, Sequence: 5}}},
 		{"all leaves many times", "INSERT INTO leaves SELECT * FROM leaves ARRAY JOIN range(3)", []found{{Type: breakChain, Sequence: 0}}},
 	} {

@@ -53,8 +53,8 @@ type api struct {
 	// workspace whose only event cannot be shown).
 	tokens map[string]string
 	admit  func() error // is ingest's Admit, and its readiness
-	kafka *kafkatest.Cluster
-	db    *clickhousetest.Server
+	kafka  *kafkatest.Cluster
+	db     *clickhousetest.Server
 	// produced are the answers seen, "GET /api/v1/events 200".
 	produced map[string]bool
 }

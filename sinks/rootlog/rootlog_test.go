@@ -367,20 +367,21 @@ func TestRowsLost(t *testing.T) {
 
 // What is not as it must be halts the writer, and what stands before it is written.
 func TestHalts(t *testing.T) {
-	entry := func(t *testing.T, r *kgo.Record, change func(*recordpb.LogEntry)) {
-		t.Helper()
+	t.Parallel()
+	entry := func(tb testing.TB, r *kgo.Record, change func(*recordpb.LogEntry)) {
+		tb.Helper()
 		var e recordpb.LogEntry
 		if err := proto.Unmarshal(r.Value, &e); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		change(&e)
 		r.Value, _ = proto.Marshal(&e)
 	}
-	checkpoint := func(t *testing.T, r *kgo.Record, change func(*recordpb.SignedCheckpoint)) {
-		t.Helper()
+	checkpoint := func(tb testing.TB, r *kgo.Record, change func(*recordpb.SignedCheckpoint)) {
+		tb.Helper()
 		var c recordpb.SignedCheckpoint
 		if err := proto.Unmarshal(r.Value, &c); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		change(&c)
 		r.Value, _ = proto.Marshal(&c)
@@ -388,52 +389,52 @@ func TestHalts(t *testing.T) {
 	epoch := func(r *rig) *kgo.Record { return r.notary.Epoch(r.tb)[0] }
 	for _, tc := range []struct {
 		name   string
-		record func(*testing.T, *rig) *kgo.Record
+		record func(*rig) *kgo.Record
 		reason string
 		want   string
 	}{
-		{"key", func(_ *testing.T, r *rig) *kgo.Record { e := epoch(r); e.Key = []byte("x"); return e }, haltRecord, `key "x"`},
-		{"no protobuf", func(_ *testing.T, r *rig) *kgo.Record { e := epoch(r); e.Value = []byte("x"); return e }, haltRecord, "decoding the entry"},
-		{"no entry", func(t *testing.T, r *rig) *kgo.Record {
+		{"key", func(r *rig) *kgo.Record { e := epoch(r); e.Key = []byte("x"); return e }, haltRecord, `key "x"`},
+		{"no protobuf", func(r *rig) *kgo.Record { e := epoch(r); e.Value = []byte("x"); return e }, haltRecord, "decoding the entry"},
+		{"no entry", func(r *rig) *kgo.Record {
 			e := epoch(r)
-			entry(t, e, func(l *recordpb.LogEntry) { l.Entry = []byte("{}") })
+			entry(r.tb, e, func(l *recordpb.LogEntry) { l.Entry = []byte("{}") })
 			return e
 		}, haltRecord, "invalid entry"},
-		{"hash", func(t *testing.T, r *rig) *kgo.Record {
+		{"hash", func(r *rig) *kgo.Record {
 			e := epoch(r)
-			entry(t, e, func(l *recordpb.LogEntry) { l.Hash[0] ^= 1 })
+			entry(r.tb, e, func(l *recordpb.LogEntry) { l.Hash[0] ^= 1 })
 			return e
 		}, haltRecord, "its bytes have"},
-		{"node", func(t *testing.T, r *rig) *kgo.Record {
+		{"node", func(r *rig) *kgo.Record {
 			e := epoch(r)
-			entry(t, e, func(l *recordpb.LogEntry) { l.Node = l.Hash })
+			entry(r.tb, e, func(l *recordpb.LogEntry) { l.Node = l.Hash })
 			return e
 		}, haltRecord, "completes nodes"},
-		{"root", func(t *testing.T, r *rig) *kgo.Record {
+		{"root", func(r *rig) *kgo.Record {
 			e := epoch(r)
-			entry(t, e, func(l *recordpb.LogEntry) { l.Root[0] ^= 1 })
+			entry(r.tb, e, func(l *recordpb.LogEntry) { l.Root[0] ^= 1 })
 			return e
 		}, haltRecord, "leads to root"},
-		{"another history", func(t *testing.T, r *rig) *kgo.Record { r.notary.Log.LastLeafHash[0] ^= 1; return epoch(r) }, haltRecord, "follows hash"},
-		{"a gap", func(_ *testing.T, r *rig) *kgo.Record { epoch(r); return epoch(r) }, haltRows, "root_log lacks entry 3"},
-		{"checkpoint of nothing", func(_ *testing.T, r *rig) *kgo.Record { epoch(r); return r.notary.Checkpoint(r.tb) }, haltRows, "root_log lacks entry 3"},
-		{"checkpoint's root", func(t *testing.T, r *rig) *kgo.Record {
-			c := r.notary.Checkpoint(t)
-			checkpoint(t, c, func(s *recordpb.SignedCheckpoint) { s.Root[0] ^= 1 })
+		{"another history", func(r *rig) *kgo.Record { r.notary.Log.LastLeafHash[0] ^= 1; return epoch(r) }, haltRecord, "follows hash"},
+		{"a gap", func(r *rig) *kgo.Record { epoch(r); return epoch(r) }, haltRows, "root_log lacks entry 3"},
+		{"checkpoint of nothing", func(r *rig) *kgo.Record { epoch(r); return r.notary.Checkpoint(r.tb) }, haltRows, "root_log lacks entry 3"},
+		{"checkpoint's root", func(r *rig) *kgo.Record {
+			c := r.notary.Checkpoint(r.tb)
+			checkpoint(r.tb, c, func(s *recordpb.SignedCheckpoint) { s.Root[0] ^= 1 })
 			return c
 		}, haltRecord, "has a note of size"},
-		{"checkpoint's witnesses", func(t *testing.T, r *rig) *kgo.Record {
-			c := r.notary.Checkpoint(t)
-			checkpoint(t, c, func(s *recordpb.SignedCheckpoint) { s.Witnesses = 1 << 20 })
+		{"checkpoint's witnesses", func(r *rig) *kgo.Record {
+			c := r.notary.Checkpoint(r.tb)
+			checkpoint(r.tb, c, func(s *recordpb.SignedCheckpoint) { s.Witnesses = 1 << 20 })
 			return c
 		}, haltRecord, "at most 1000"},
-		{"checkpoint of another tree", func(t *testing.T, r *rig) *kgo.Record {
+		{"checkpoint of another tree", func(r *rig) *kgo.Record {
 			r.notary.Log.Range[0][0] ^= 1
-			return r.notary.Checkpoint(t)
+			return r.notary.Checkpoint(r.tb)
 		}, haltRecord, "states root"},
-		{"no note", func(t *testing.T, r *rig) *kgo.Record {
-			c := r.notary.Checkpoint(t)
-			checkpoint(t, c, func(s *recordpb.SignedCheckpoint) { s.Note = nil })
+		{"no note", func(r *rig) *kgo.Record {
+			c := r.notary.Checkpoint(r.tb)
+			checkpoint(r.tb, c, func(s *recordpb.SignedCheckpoint) { s.Note = nil })
 			return c
 		}, haltRecord, "invalid checkpoint"},
 	} {
@@ -441,7 +442,7 @@ func TestHalts(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			r.grow(2)
-			r.commit(tc.record(t, r))
+			r.commit(tc.record(r))
 			w := r.start()
 			w.awaitHalted(tc.reason, tc.want)
 			if n := r.count("SELECT count() FROM root_log"); n != 3 {
@@ -497,7 +498,7 @@ func TestClickHouseAway(t *testing.T) {
 func TestKafkaAway(t *testing.T) {
 	r := newRig(t)
 	var refusals int
-	r.kafka.Fake.ControlKey(8, func(req kmsg.Request) (kmsg.Response, error, bool) { // OffsetCommit
+	r.kafka.Fake.ControlKey(8, func(kmsg.Request) (kmsg.Response, error, bool) { // OffsetCommit
 		r.kafka.Fake.KeepControl()
 		if refusals++; refusals > 3 {
 			return nil, nil, false
