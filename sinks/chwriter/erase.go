@@ -26,8 +26,9 @@ import (
 const (
 	// maxErasedRows bounds the rows that one statement rewrites.
 	maxErasedRows = 1_000
-	// maxErasedBytes is the size of new content from which a statement takes in no more rows. With replication the
-	// statement has to fit into one node of Keeper, 1 MiB; what the largest event has left is 600 KiB.
+	// maxErasedBytes is the size of bodies from which a statement takes in no more rows, because with replication it has to
+	// fit into one node of Keeper: 1 MiB, if it was not told otherwise. An event of the largest size, alone, makes a
+	// statement of 500 KiB; one that consists of quotation marks, of twice that.
 	maxErasedBytes = 256 << 10
 	// mutationPoll is how often ClickHouse is asked whether the mutations that it has in hand are done.
 	mutationPoll = 200 * time.Millisecond

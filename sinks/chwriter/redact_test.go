@@ -394,6 +394,33 @@ func TestRedactionsInABatch(t *testing.T) {
 	}
 }
 
+// An event of the largest size is rewritten too, and of several each alone.
+func TestRedactionOfLargeEvents(t *testing.T) {
+	r := newRig(t)
+	w := r.start(r.config())
+	value := strings.Repeat("x\"\n", 10_000) // 60 KB of JSON
+	large := fmt.Sprintf(`{"actor_id":"a-4711","action":"b","metadata":{"kept":%q},"targets":[{"type":"t","metadata":{"v":%[1]q}},`+
+		`{"type":"t","metadata":{"v":%[1]q}},{"type":"t","metadata":{"v":%[1]q}}]}`, value)
+	var targets []sealedEvent
+	for range 3 {
+		targets = append(targets, r.send(event.Input{JSON: []byte(large)}))
+	}
+	r.check()
+	for _, target := range targets {
+		r.leaf(target, "/actor_id")
+	}
+	for _, target := range targets {
+		r.awaitErased(target, "/actor_id")
+	}
+	if n := r.count("SELECT count() FROM events WHERE metadata['kept'] = ?", value); n != 3 {
+		t.Errorf("%d events have what is left", n)
+	}
+	if n := r.count("SELECT max(length(command)) FROM system.mutations WHERE database = currentDatabase()"); n < 256<<10 || n > 1<<20 {
+		t.Errorf("the longest statement has %d bytes", n)
+	}
+	w.awaitReady()
+}
+
 // Somebody has changed the row: it is no event's, and what the ledger knows of it cannot be erased from it.
 func TestRedactionOfADamagedRow(t *testing.T) {
 	r := newRig(t)
