@@ -44,7 +44,7 @@ type cli struct {
 	Check      checkCmd      `cmd:"" help:"Say what is wrong with Kafka, ClickHouse, topics, tables, clocks, certificates and disks, and what to do."`
 	Workspaces workspacesCmd `cmd:"" help:"Create, list, change or delete workspaces."`
 	Keys       keysCmd       `cmd:"" help:"Create, list or revoke API keys."`
-	NotaryKey  notaryKeyCmd  `cmd:"" help:"Create or rotate the key that signs checkpoints."`
+	NotaryKey  notaryKeyCmd  `cmd:"" help:"Create, show or rotate the key that signs checkpoints."`
 	Verify     verifyCmd     `cmd:"" help:"Verify events, the ledger or the tables, believing nobody but a trust file."`
 	Health     healthCmd     `cmd:"" help:"Ask a service on this machine whether it is ready: exit code 0 if so."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`

@@ -61,6 +61,7 @@ func (c *notaryCmd) Run(ctx context.Context, p *process) error {
 
 type notaryKeyCmd struct {
 	Create notaryKeyCreateCmd `cmd:"" help:"Draw the first key of a root log, into a new file, and print its verifier key."`
+	Show   notaryKeyShowCmd   `cmd:"" help:"Print the verifier key of the newest key: what verifiers need, and nothing secret."`
 	Rotate notaryKeyRotateCmd `cmd:"" help:"Draw another key, add it to the file, and print its verifier key. It signs when the notary is next started."`
 }
 
@@ -82,6 +83,20 @@ func (c *notaryKeyCreateCmd) Run(p *process) error {
 		return err
 	default:
 		fmt.Fprintf(p.stderr, "%s holds the private key: back it up. Verifiers need this line:\n", c.File)
+	}
+	_, err = fmt.Fprintln(p.stdout, verifier)
+	return err
+}
+
+type notaryKeyShowCmd struct {
+	File string `help:"The notary's key file." required:"" placeholder:"FILE"`
+}
+
+// Run prints the verifier key.
+func (c *notaryKeyShowCmd) Run(p *process) error {
+	verifier, err := notary.VerifierKey(c.File)
+	if err != nil {
+		return err
 	}
 	_, err = fmt.Fprintln(p.stdout, verifier)
 	return err

@@ -38,14 +38,7 @@ func startGateway(t *testing.T, p *types.Project, replicas func(service string) 
 	}
 	block := regexp.MustCompile(upstreams.String() + `[^}]*\}`)
 	cfg := block.ReplaceAllStringFunc(string(text), func(m string) string { return replicas(upstreams.FindStringSubmatch(m)[1]) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gateway := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	gateway := freeAddr(t)
 	_, port, _ := strings.Cut(gateway, ":")
 	if !strings.Contains(cfg, "\n:8080 {\n") || strings.Contains(cfg, " 8080 {") {
 		t.Fatalf("the gateway's configuration has changed, and this test has not:\n%s", cfg)

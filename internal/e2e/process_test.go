@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,17 @@ func start(t *testing.T, name string, env []string, program string, args ...stri
 		}
 	})
 	return p
+}
+
+// freeAddr returns an address that nothing listens on, for a program that cannot be asked which it has taken.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func (p *process) tail(lines int) string {
