@@ -550,7 +550,7 @@ func crashWhileRedacting(t *testing.T, binary string) {
 
 // TestRedactionsPileUp sends redactions one after the other: what comes while one is carried out goes together.
 func TestRedactionsPileUp(t *testing.T) {
-	n := 1000
+	n := 300
 	if testing.Short() {
 		n = 100
 	}
