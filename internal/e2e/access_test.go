@@ -58,6 +58,7 @@ func TestAccess(t *testing.T) {
 	// What belongs to home, for every endpoint with an id, and a body that it would take.
 	own := map[string]struct{ id, body string }{
 		"GET " + byID:         {storedID, ""},
+		"POST " + redact:      {redactableID, `{"paths":["/actor_id"],"reason":"r"}`},
 		"GET " + keyByID:      {object, ""},
 		"PATCH " + keyByID:    {object, `{"name":"taken over"}`},
 		"DELETE " + keyByID:   {object, ""},
