@@ -29,7 +29,7 @@ func benchLeaves(tb testing.TB, n int) (ChainIdentity, []StoredLeaf) {
 	var hasher ContentHasher
 	for i := range n {
 		s := StoredLeaf{Body: benchBody(i), Leaf: Leaf{Kind: KindEvent, ID: [16]byte{byte(i), byte(i >> 8), byte(i >> 16)}, RecordedAt: testStart.UnixMicro() + int64(i), Offset: uint64(i)}}
-		s.Seed = [16]byte(s.ID)
+		s.Seed = s.ID
 		hasher.Digest(&s)
 		s.BodyRoot, s.FieldCount, _ = s.ContentRoot()
 		s.Hash, s.Node = head.Append(&s.Leaf)

@@ -88,11 +88,9 @@ func (v *ChainVerifier) duplicate(r *row) {
 
 // twin takes a second leaf of one sequence.
 func (v *ChainVerifier) twin(l *layer, r *row) {
-	for _, other := range l.rows {
-		if r.same(other) {
-			v.duplicate(r)
-			return
-		}
+	if slices.ContainsFunc(l.rows, r.same) {
+		v.duplicate(r)
+		return
 	}
 	if len(l.rows) > maxOptions {
 		v.fault(Inserted, r.Sequence, r.Sequence, r.ID, "there are many other leaves of this sequence")

@@ -71,7 +71,7 @@ func TestChainVerifier(t *testing.T) {
 		t.Fatal(faults)
 	}
 	m := v.Marks()
-	if m[0].Size != 300 || m[0].Root != Hash(c.rootAt(t, 300)) || !m[0].Known || m[2].Size != 701 || m[2].Root != c.Root() {
+	if m[0].Size != 300 || m[0].Root != c.rootAt(t, 300) || !m[0].Known || m[2].Size != 701 || m[2].Root != c.Root() {
 		t.Errorf("marks: %+v", m)
 	}
 	if got := v.Counts(); got.Leaves != 701 || got.Size != 701 {
@@ -80,7 +80,7 @@ func TestChainVerifier(t *testing.T) {
 }
 
 // resign makes the stored hashes from sequence k on follow from the contents, as someone who rewrites the store would.
-func resign(c *testChainLog, leaves []StoredLeaf, k, to int) {
+func resign(leaves []StoredLeaf, k, to int) {
 	var h ContentHasher
 	for i := k; i < to; i++ {
 		h.Digest(&leaves[i])
@@ -131,12 +131,12 @@ func TestChainFaults(t *testing.T) {
 		{"the genesis", func(l []StoredLeaf) []StoredLeaf { l[0].RecordedAt++; return l }, []string{"MODIFIED 0 "}},
 		{"a body and its hash", func(l []StoredLeaf) []StoredLeaf {
 			l[50].Body[12] ^= 1
-			resign(c, l, 50, 51)
+			resign(l, 50, 51)
 			return l
 		}, []string{"MODIFIED 50..51 " + id(50)}},
 		{"all from a body on", func(l []StoredLeaf) []StoredLeaf {
 			l[50].Body[12] ^= 1
-			resign(c, l, 50, 301)
+			resign(l, 50, 301)
 			return l
 		}, []string{"MODIFIED 0..300 "}},
 		{"not canonical", func(l []StoredLeaf) []StoredLeaf {
@@ -149,7 +149,7 @@ func TestChainFaults(t *testing.T) {
 		{"contents gone", func(l []StoredLeaf) []StoredLeaf { l[50].Body, l[51].Body = nil, nil; return l }, []string{"MISSING 50..51 "}},
 		{"a hash gone", func(l []StoredLeaf) []StoredLeaf { l[50].Hash = Hash{}; return l }, []string{"MISSING 50 " + id(50)}},
 		{"the end gone", func(l []StoredLeaf) []StoredLeaf { return l[:290] }, []string{"TRUNCATED 290..300 "}},
-		{"all gone", func(l []StoredLeaf) []StoredLeaf { return nil }, []string{"TRUNCATED 0..300 "}},
+		{"all gone", func([]StoredLeaf) []StoredLeaf { return nil }, []string{"TRUNCATED 0..300 "}},
 		{"a leaf gone, the others renumbered", func(l []StoredLeaf) []StoredLeaf {
 			l = slices.Delete(l, 50, 51)
 			for i := 50; i < len(l); i++ {
@@ -191,7 +191,7 @@ func TestChainFaults(t *testing.T) {
 		{"another leaf of the sequence before it, with a hash that holds", func(l []StoredLeaf) []StoredLeaf {
 			l = slices.Insert(l, 50, l[60])
 			l[50].Sequence = 50
-			resign(c, l, 50, 51)
+			resign(l, 50, 51)
 			for i := range l {
 				l[i].Node = nil
 				if l[i].Sequence == 255 {
@@ -321,7 +321,7 @@ func TestChainInputTwice(t *testing.T) {
 	c := newTestChain(t, 20)
 	l := c.stored(t)
 	l[10].Offset = l[9].Offset
-	resign(c, l, 10, len(l))
+	resign(l, 10, len(l))
 	if faults, _ := verifyStored(c, l, Mark{ByOffset: true}); len(faults) != 1 || !strings.HasPrefix(faults[0], "DUPLICATE") || !strings.Contains(faults[0], "sequence 10 ") {
 		t.Error(faults)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"time"
 
@@ -223,13 +224,9 @@ func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedC
 		Chains: map[ledger.ChainID]rememberedChain{},
 	}
 	if r.remembered != nil {
-		for chain, c := range r.remembered.Chains {
-			l.Chains[chain] = c
-		}
+		maps.Copy(l.Chains, r.remembered.Chains)
 	}
-	for chain, c := range chains {
-		l.Chains[chain] = c
-	}
+	maps.Copy(l.Chains, chains)
 	a.memory.Logs[r.Origin] = l
 	return a.memory.save(a.cfg.MemoryFile)
 }

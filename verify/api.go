@@ -350,7 +350,7 @@ func (u *upperTiles) node(ctx context.Context, index uint64) (node []ledger.Hash
 		if n := element / tileWidth; tile == nil || tile.n != n {
 			tile = &upperTile{n: n}
 			width := min(tileWidth, u.size>>(8*level)-n*tileWidth)
-			if tile.hashes, err = u.logTiles.hashes(ctx, level, n, width); err != nil {
+			if tile.hashes, err = u.hashes(ctx, level, n, width); err != nil {
 				return nil, err
 			}
 			u.tiles[level] = tile

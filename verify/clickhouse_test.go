@@ -67,11 +67,11 @@ func (s *tables) exec(format string, args ...any) {
 	}
 }
 
-func trust(t testing.TB, lines ...string) *ledger.Trust {
-	t.Helper()
+func trust(tb testing.TB, lines ...string) *ledger.Trust {
+	tb.Helper()
 	parsed, err := ledger.ParseTrust([]byte(strings.Join(lines, "\n")))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return parsed
 }

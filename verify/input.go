@@ -73,7 +73,7 @@ func (v *tableVerifier) checkInputOrder(last, r *inputRow) {
 	if last == nil {
 		return
 	}
-	verdict := ledger.Verdict("")
+	var verdict ledger.Verdict
 	switch {
 	case r.ledgerOffset == last.ledgerOffset:
 		verdict = ledger.ColumnMismatch
@@ -97,8 +97,13 @@ func (s *store) inputs(ctx context.Context, partition uint16, end uint64, each f
 		chain, id                      = proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}
 	)
 	columns := proto.Results{
-		{Name: "ledger_offset", Data: &ledgerOffset}, {Name: "input_generation", Data: &generation}, {Name: "input_partition", Data: &input},
-		{Name: "input_offset", Data: &offset}, {Name: "chain", Data: &chain}, {Name: "sequence", Data: &sequence}, {Name: "id", Data: &id},
+		{Name: "ledger_offset", Data: &ledgerOffset},
+		{Name: "input_generation", Data: &generation},
+		{Name: "input_partition", Data: &input},
+		{Name: "input_offset", Data: &offset},
+		{Name: "chain", Data: &chain},
+		{Name: "sequence", Data: &sequence},
+		{Name: "id", Data: &id},
 	}
 	for from := uint64(0); from < end; from += ledgerOffsetsPerSlice {
 		text := fmt.Sprintf("SELECT ledger_offset, input_generation, input_partition, input_offset, chain, sequence, id FROM leaves "+

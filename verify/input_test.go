@@ -80,7 +80,8 @@ func TestInputGap(t *testing.T) {
 			e.Keyed, e.Id = true, c.Leaves[5].ID[:]
 		default:
 			dead = append(dead, &kgo.Record{Topic: schemas.TopicDLQ, Headers: []kgo.RecordHeader{
-				{Key: schemas.DLQHeaderTopic, Value: []byte(topic)}, {Key: schemas.DLQHeaderPartition, Value: []byte("1")},
+				{Key: schemas.DLQHeaderTopic, Value: []byte(topic)},
+				{Key: schemas.DLQHeaderPartition, Value: []byte("1")},
 				{Key: schemas.DLQHeaderOffset, Value: []byte(strconv.FormatUint(offset, 10))},
 			}})
 		}

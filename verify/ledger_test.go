@@ -20,12 +20,12 @@ type api struct {
 	url string
 }
 
-func newAPI(t testing.TB, l *ledgertest.Ledger) *api {
-	t.Helper()
+func newAPI(tb testing.TB, l *ledgertest.Ledger) *api {
+	tb.Helper()
 	s := &ledgertest.Server{Ledger: l, Workspace: ledgertest.Workspace(1)}
 	server := httptest.NewServer(s)
-	t.Cleanup(server.Close)
-	return &api{s, t, server.URL}
+	tb.Cleanup(server.Close)
+	return &api{s, tb, server.URL}
 }
 
 func (a *api) config() verify.Config {

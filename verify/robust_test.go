@@ -117,16 +117,29 @@ func TestConfigValidate(t *testing.T) {
 	trusted := trust(t, ledgertest.NewKey(ledgertest.Origin, 1).Verifier())
 	now := time.Now()
 	for _, cfg := range []verify.Config{
-		{}, {Trust: trusted}, {Now: now}, {Trust: trusted, Now: now, MaxAge: -1}, {Trust: trusted, Now: now, Epochs: 5000},
-		{Trust: trusted, Now: now, Epochs: -1}, {Trust: trusted, Now: now, Workers: -1},
+		{},
+		{Trust: trusted},
+		{Now: now},
+		{Trust: trusted, Now: now, MaxAge: -1},
+		{Trust: trusted, Now: now, Epochs: 5000},
+		{Trust: trusted, Now: now, Epochs: -1},
+		{Trust: trusted, Now: now, Workers: -1},
 	} {
 		if err := cfg.Validate(); err == nil {
 			t.Errorf("%+v: no error", cfg)
 		}
 	}
 	for _, a := range []verify.API{
-		{}, {URL: "http://x"}, {Key: "k"}, {URL: "ftp://x", Key: "k"}, {URL: "http://", Key: "k"}, {URL: "http://u:p@x", Key: "k"},
-		{URL: "http://x?q", Key: "k"}, {URL: "http://x", Key: "k", LeavesPerRequest: 10_001}, {URL: "http://x", Key: "k", Attempts: -1}, {URL: "http://x\x00", Key: "k"},
+		{},
+		{URL: "http://x"},
+		{Key: "k"},
+		{URL: "ftp://x", Key: "k"},
+		{URL: "http://", Key: "k"},
+		{URL: "http://u:p@x", Key: "k"},
+		{URL: "http://x?q", Key: "k"},
+		{URL: "http://x", Key: "k", LeavesPerRequest: 10_001},
+		{URL: "http://x", Key: "k", Attempts: -1},
+		{URL: "http://x\x00", Key: "k"},
 	} {
 		if err := a.Validate(); err == nil {
 			t.Errorf("%+v: no error", a)

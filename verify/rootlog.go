@@ -130,7 +130,7 @@ func (p *replay) add(row *logRow) {
 		p.head.Size, p.damaged = row.index, true
 	}
 	h := &heldRow{logRow: *row, computed: ledger.EntryHash(row.entry)}
-	h.logRow.entry, h.logRow.node = slices.Clone(row.entry), slices.Clone(row.node)
+	h.logRow.entry, h.node = slices.Clone(row.entry), slices.Clone(row.node)
 	e, err := ledger.ParseEntry(row.entry)
 	previous := ledger.Hash{}
 	if err == nil {

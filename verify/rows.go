@@ -34,9 +34,16 @@ const placeColumns = "workspace, chain, id, kind, toUnixTimestamp64Micro(recorde
 
 func (p *place) results() proto.Results {
 	return proto.Results{
-		{Name: "workspace", Data: &p.workspace}, {Name: "chain", Data: &p.chain}, {Name: "id", Data: &p.id}, {Name: "kind", Data: &p.kind},
-		{Name: "at", Data: &p.recordedAt}, {Name: "sequence", Data: &p.sequence}, {Name: "input_generation", Data: &p.generation},
-		{Name: "input_partition", Data: &p.input}, {Name: "input_offset", Data: &p.inputOffset}, {Name: "ledger_partition", Data: &p.ledgerIn},
+		{Name: "workspace", Data: &p.workspace},
+		{Name: "chain", Data: &p.chain},
+		{Name: "id", Data: &p.id},
+		{Name: "kind", Data: &p.kind},
+		{Name: "at", Data: &p.recordedAt},
+		{Name: "sequence", Data: &p.sequence},
+		{Name: "input_generation", Data: &p.generation},
+		{Name: "input_partition", Data: &p.input},
+		{Name: "input_offset", Data: &p.inputOffset},
+		{Name: "ledger_partition", Data: &p.ledgerIn},
 		{Name: "ledger_offset", Data: &p.ledgerOffset},
 	}
 }
@@ -196,7 +203,7 @@ func (t *chainTable) where(table string) string {
 func (t *chainTable) slice(ctx context.Context, from, to uint64) (*batch, error) {
 	within := fmt.Sprintf(" AND sequence >= %d AND sequence < %d ORDER BY sequence, ledger_offset, id", from, to)
 	leaves := &leafRows{place: newPlace(), hash: proto.ColFixedStr{Size: 32}}
-	results := append(leaves.place.results(), proto.ResultColumn{Name: "leaf_hash", Data: &leaves.hash}, proto.ResultColumn{Name: "node", Data: &leaves.node})
+	results := append(leaves.results(), proto.ResultColumn{Name: "leaf_hash", Data: &leaves.hash}, proto.ResultColumn{Name: "node", Data: &leaves.node})
 	b := &batch{}
 	err := t.query(ctx, "SELECT "+placeColumns+", leaf_hash, node FROM leaves WHERE "+t.where("leaves")+within, results, func(rows int) error {
 		for i := range rows {

@@ -81,8 +81,12 @@ func (t logTable) rows(ctx context.Context, from, to uint64, each func(*logRow) 
 		at                     proto.ColInt64
 	)
 	columns := proto.Results{
-		{Name: "entry_index", Data: &index}, {Name: "hash", Data: &hash}, {Name: "node", Data: &node}, {Name: "entry", Data: &entry},
-		{Name: "t", Data: &entryType}, {Name: "at", Data: &at},
+		{Name: "entry_index", Data: &index},
+		{Name: "hash", Data: &hash},
+		{Name: "node", Data: &node},
+		{Name: "entry", Data: &entry},
+		{Name: "t", Data: &entryType},
+		{Name: "at", Data: &at},
 	}
 	for ; from < to; from += logRowsSlice {
 		text := fmt.Sprintf("SELECT DISTINCT entry_index, hash, node, entry, CAST(type, 'String') AS t, toUnixTimestamp64Micro(time) AS at FROM root_log "+
@@ -192,8 +196,14 @@ func (s *store) chains(ctx context.Context) (all []chainRows, err error) {
 		count, last                   proto.ColUInt64
 	)
 	columns := proto.Results{
-		{Name: "chain", Data: &chain}, {Name: "workspace", Data: &workspace}, {Name: "incarnation", Data: &incarnation}, {Name: "lane", Data: &lane},
-		{Name: "lanes", Data: &lanes}, {Name: "ledger_partition", Data: &partition}, {Name: "n", Data: &count}, {Name: "last", Data: &last},
+		{Name: "chain", Data: &chain},
+		{Name: "workspace", Data: &workspace},
+		{Name: "incarnation", Data: &incarnation},
+		{Name: "lane", Data: &lane},
+		{Name: "lanes", Data: &lanes},
+		{Name: "ledger_partition", Data: &partition},
+		{Name: "n", Data: &count},
+		{Name: "last", Data: &last},
 	}
 	const text = "SELECT chain, workspace, incarnation, lane, lanes, ledger_partition, count() AS n, max(sequence) AS last FROM leaves " +
 		"GROUP BY chain, workspace, incarnation, lane, lanes, ledger_partition ORDER BY chain, n DESC"

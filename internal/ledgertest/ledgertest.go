@@ -160,7 +160,7 @@ func (l *Ledger) Chain(workspace, incarnation byte, lane, lanes uint32) *Chain {
 	c := &Chain{ChainIdentity: ledger.ChainIdentity{
 		Workspace: Workspace(workspace), Incarnation: [16]byte{0xbb, incarnation}, Lane: lane, Lanes: lanes,
 	}}
-	c.ID, c.Partition = c.ChainIdentity.Chain(), uint16((uint32(workspace)+lane)%Partitions)
+	c.ID, c.Partition = c.Chain(), uint16((uint32(workspace)+lane)%Partitions)
 	l.Chains = append(l.Chains, c)
 	return c
 }

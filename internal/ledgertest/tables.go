@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -65,6 +66,7 @@ func insert(ctx context.Context, conn driver.Conn, into string, rows func(add fu
 	if err != nil {
 		return fmt.Errorf("inserting into %s: %w", into, err)
 	}
+	defer func() { _ = batch.Close() }()
 	if err := rows(batch.Append); err != nil {
 		return fmt.Errorf("inserting into %s: %w", into, err)
 	}
@@ -89,7 +91,7 @@ func (l *Ledger) writeLeaves(ctx context.Context, conn driver.Conn) error {
 			for i := range c.Leaves {
 				f := &c.Leaves[i]
 				err := add(part, string(c.Workspace[:]), string(c.ID[:]), f.Sequence, string(f.Hash[:]), join(f.Node), string(f.ID[:]), uint8(f.Kind),
-					time.UnixMicro(f.RecordedAt).UTC(), f.Generation, f.Leaf.Partition, f.Offset, c.Partition, f.LedgerOffset, string(c.Incarnation[:]),
+					time.UnixMicro(f.RecordedAt).UTC(), f.Generation, f.Partition, f.Offset, c.Partition, f.LedgerOffset, string(c.Incarnation[:]),
 					c.Lane, c.Lanes)
 				if err != nil {
 					return err
@@ -103,9 +105,8 @@ func (l *Ledger) writeLeaves(ctx context.Context, conn driver.Conn) error {
 func (l *Ledger) writeEvents(ctx context.Context, conn driver.Conn) error {
 	into := "events (part, workspace, id, kind, occurred_at, recorded_at, target_types, target_ids, flags, metadata, body, chain, sequence, seed, " +
 		"disclosure, input_generation, input_partition, input_offset, ledger_partition, ledger_offset"
-	for _, name := range event.TextFields() {
-		into += ", " + name
-	}
+	names := event.TextFields()
+	into += ", " + strings.Join(names[:], ", ")
 	builder := event.NewBuilder()
 	return insert(ctx, conn, into+")", func(add func(...any) error) error {
 		for _, c := range l.Chains {
@@ -134,7 +135,7 @@ func addEvent(add func(...any) error, builder *event.Builder, c *Chain, f *Leaf)
 	row := []any{
 		part, string(c.Workspace[:]), string(f.ID[:]), uint8(f.Kind), time.UnixMicro(columns.OccurredAt).UTC(),
 		time.UnixMicro(f.RecordedAt).UTC(), texts(columns.TargetTypes), texts(columns.TargetIDs), texts(columns.Flags), &metadata, string(f.Body),
-		string(c.ID[:]), f.Sequence, string(f.Seed[:]), disclosure, f.Generation, f.Leaf.Partition, f.Offset, c.Partition, f.LedgerOffset,
+		string(c.ID[:]), f.Sequence, string(f.Seed[:]), disclosure, f.Generation, f.Partition, f.Offset, c.Partition, f.LedgerOffset,
 	}
 	for _, text := range columns.Text {
 		row = append(row, string(text))

@@ -41,6 +41,7 @@ func bundle(t *testing.T, l *ledgertest.Ledger, sequence uint64) *ledger.Bundle 
 
 // TestEvent: what a proof file can say that is not so.
 func TestEvent(t *testing.T) {
+	t.Parallel()
 	l := bundleLedger()
 	c := l.Chains[0]
 	body := func(do func(string) string) func(*ledger.Bundle) {
@@ -126,6 +127,7 @@ func TestEvent(t *testing.T) {
 
 // TestOwnKeys: attack 27, a proof that brings what it wants to be believed by.
 func TestOwnKeys(t *testing.T) {
+	t.Parallel()
 	text, err := bundle(t, bundleLedger(), 40).Encode()
 	if err != nil {
 		t.Fatal(err)

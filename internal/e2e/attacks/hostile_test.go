@@ -30,6 +30,7 @@ func endless(w io.Writer, chunk []byte) {
 
 // TestHostileFiles: attack 28, a file that is far larger than a proof.
 func TestHostileFiles(t *testing.T) {
+	t.Parallel()
 	for name, write := range map[string]func(f *os.File) error{
 		"a line of 1 GB": func(f *os.File) error { return f.Truncate(1 << 30) },
 		"packed": func(f *os.File) error {
@@ -69,6 +70,7 @@ func TestHostileFiles(t *testing.T) {
 
 // TestHostileServer: attack 28, answers that are meant to fill the verifier's memory, or to keep it busy for ever.
 func TestHostileServer(t *testing.T) {
+	t.Parallel()
 	packed := new(bytes.Buffer)
 	z := gzip.NewWriter(packed)
 	for range 4 {

@@ -18,6 +18,7 @@ import (
 
 // TestLedger: what an API can show that is not the ledger.
 func TestLedger(t *testing.T) {
+	t.Parallel()
 	first := func(l *ledgertest.Ledger) *ledgertest.Chain { return l.Chains[0] }
 	spoil := func(path string, do func([]byte) []byte) func(string, []byte) []byte {
 		return func(asked string, answer []byte) []byte {
@@ -99,7 +100,7 @@ func TestLedger(t *testing.T) {
 		}, verify.ExitTampered, func(c *ledgertest.Chain) []string { return []string{at(ledger.CrossChain, c, "30")} }},
 		{"16 a chain of another workspace", func(s *ledgertest.Server) {
 			s.Spoil = spoil("/ledger/chains", replace(`"workspace":"aa01`, `"workspace":"aa07`))
-		}, verify.ExitTampered, func(c *ledgertest.Chain) []string { return []string{"CROSS-CHAIN ", "CROSS-CHAIN "} }},
+		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"CROSS-CHAIN ", "CROSS-CHAIN "} }},
 		{"16 a checkpoint of another log", func(s *ledgertest.Server) {
 			s.Spoil = spoil("/ledger/checkpoint", replace("example.com/ledger\n", "example.com/other\n"))
 		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"CROSS-CHAIN "} }},
@@ -163,6 +164,7 @@ func grown(l *ledgertest.Ledger) *ledgertest.Ledger {
 
 // TestHistories: one auditor comes twice, with his memory, or two auditors compare theirs.
 func TestHistories(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name   string
 		before *ledgertest.Ledger
@@ -248,6 +250,7 @@ func TestOlderCheckpoint(t *testing.T) {
 
 // TestKeysAndWitnesses: who has signed.
 func TestKeysAndWitnesses(t *testing.T) {
+	t.Parallel()
 	key := ledgertest.NewKey(ledgertest.Origin, 1).Verifier()
 	second := ledgertest.NewKey(ledgertest.Origin, 2)
 	one, two := ledgertest.NewWitness("one.example", 11), ledgertest.NewWitness("two.example", 12)
@@ -302,6 +305,7 @@ func TestKeysAndWitnesses(t *testing.T) {
 
 // TestCheckpointForms: attack 18.
 func TestCheckpointForms(t *testing.T) {
+	t.Parallel()
 	for name, do := range map[string]func(string) string{
 		"an extension line": func(s string) string { return strings.Replace(s, "\n\n", "\nmore\n\n", 1) },
 		"CRLF":              func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") },

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/ledgertest"
@@ -56,7 +55,6 @@ func TestMain(m *testing.M) {
 type auditor struct {
 	t      *testing.T
 	dir    string
-	now    time.Time // of the newest epoch
 	memory bool
 }
 

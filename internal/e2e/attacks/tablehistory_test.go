@@ -22,6 +22,7 @@ func anew() *ledgertest.Ledger {
 // TestTableHistories: what no single row shows. The auditor of the second column has been there before.
 func TestTableHistories(t *testing.T) {
 	long(t)
+	t.Parallel()
 	chain := newLedger().Chains[0]
 	for _, tc := range []struct {
 		name     string

@@ -100,6 +100,7 @@ func (s *tables) verify(a *auditor, args ...string) *result {
 // TestTables: each row of tampering with the operator's tables has its verdict, place and exit code.
 func TestTables(t *testing.T) {
 	long(t)
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		do   func(s *tables)
