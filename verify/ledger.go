@@ -355,6 +355,8 @@ func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error 
 		switch {
 		case !page.more:
 			return nil
+		case len(page.lines) == 0 && page.next > p.chain.Size:
+			return fmt.Errorf("leaves from sequence %d: %w: none, and more are said to follow beyond the signed size %d", from, errAnswer, p.chain.Size)
 		case page.next <= from:
 			return fmt.Errorf("leaves from sequence %d: %w: the next page would begin at %d", from, errAnswer, page.next)
 		}
@@ -427,6 +429,9 @@ func (p *chainPages) line(page *leafPage, text []byte) error {
 	}
 	if l.Body != "" && l.Disclosure != nil {
 		page.batch.faults = append(page.batch.faults, leafFault(ledger.Modified, stated, "it has a body and a disclosure"))
+	}
+	if n := len(page.batch.leaves); n > 0 && page.batch.leaves[n-1].Hash == s.Previous {
+		s.Previous = ledger.Hash{} // it says no more than the stored hash, which is checked where it belongs
 	}
 	l.Body, l.Disclosure = "", nil
 	page.lines, page.batch.leaves = append(page.lines, l), append(page.batch.leaves, s)

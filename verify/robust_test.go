@@ -57,6 +57,20 @@ func TestLedgerCutOff(t *testing.T) {
 	}
 }
 
+// Pages without leaves that never end are not waited for.
+func TestLedgerEmptyPages(t *testing.T) {
+	a := newAPI(t, newLedger())
+	a.Spoil = func(path string, answer []byte) []byte {
+		if path == "/ledger/leaves" && strings.HasPrefix(string(answer), `{"next"`) {
+			return []byte("{\"next\":9000000000000000000,\"more\":true}\n")
+		}
+		return []byte(strings.Replace(string(answer), `"more":false`, `"more":true`, 1))
+	}
+	if r := a.verify(a.config()); r.Exit != verify.ExitUndecided || len(r.Undecided) != 2 {
+		t.Error(r.Text())
+	}
+}
+
 // A run that saw no leaf is not a verification, whatever it proved of roots.
 func TestLedgerRootsOnly(t *testing.T) {
 	a := newAPI(t, newLedger())
