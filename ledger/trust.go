@@ -258,6 +258,14 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 	return o, nil
 }
 
+// WithoutQuorum is the same trust, but that no witness needs to have signed: what a log itself has signed convicts it all the
+// same.
+func (t *Trust) WithoutQuorum() *Trust {
+	without := *t
+	without.quorum = group{}
+	return &without
+}
+
 // maxClockSkew is how far a witness's clock may be ahead.
 const maxClockSkew = 5 * time.Minute
 

@@ -38,12 +38,12 @@ type acceptance struct {
 // accept checks a signed checkpoint: first by the key changes that the source names, so that what comes next is not done for anybody; then, once
 // the root log has been replayed, by those that it states, and against what is remembered. It returns nil where nothing is believed.
 func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.KeyHistory, log rootLog) (*accepted, error) {
-	opened := a.open(signed, named)
+	opened, believed := a.open(signed, named)
 	if opened == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}
 	old, oldSize, fork := a.recall(opened)
-	if fork {
+	if fork || !believed && old == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}
 	p, err := a.replayTo(ctx, log, opened, old, oldSize)
@@ -52,9 +52,12 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 	}
 	result := &accepted{Opened: opened, replay: p, remembered: old}
 	a.checkRoot(result, oldSize)
+	if !believed {
+		return nil, nil //nolint:nilnil // the report says why, and whether it contradicts what was accepted before
+	}
 	// The keys that the root log states are the ones that count.
 	if p.faults == 0 {
-		if opened = a.open(signed, p.keys); opened == nil {
+		if opened, believed = a.open(signed, p.keys); !believed {
 			return nil, nil //nolint:nilnil // the report says why
 		}
 	}
@@ -66,14 +69,19 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 	return result, nil
 }
 
-// open believes a checkpoint, or says why not.
-func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) *ledger.Opened {
+// open believes a checkpoint, or says why not. One that is not believed for want of witnesses is returned all the same: it is what
+// its log has signed, and evidence if it contradicts what was accepted before.
+func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) (opened *ledger.Opened, believed bool) {
 	opened, f := a.cfg.Trust.Open(signed, keys, a.cfg.Now)
-	if f != nil {
-		a.report.fault(f)
-		return nil
+	if f == nil {
+		return opened, true
 	}
-	return opened
+	a.report.fault(f)
+	if f.Verdict != ledger.QuorumNotMet {
+		return nil, false
+	}
+	opened, _ = a.cfg.Trust.WithoutQuorum().Open(signed, keys, a.cfg.Now)
+	return opened, false
 }
 
 // recall compares a checkpoint with the one that was accepted before, as far as that can be done without the log.
