@@ -387,6 +387,16 @@ func TestHaltsOnOtherState(t *testing.T) {
 		}
 		return b
 	}
+	// A chain that is as it should be, and one leaf longer than at the newest epoch.
+	grown := new(recordpb.NotaryChain)
+	longer := edit(chainRecord, grown, func() {
+		c, err := restoreChain(grown.GetHead())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.head.AppendHash(ledger.Hash{1})
+		grown.Head = c.message(0).GetHead()
+	})
 	part, log, key, ch := new(recordpb.NotaryPartition), new(recordpb.NotaryLog), new(recordpb.LogEntry), new(recordpb.NotaryChain)
 	for _, tt := range []struct {
 		want  string
@@ -394,6 +404,7 @@ func TestHaltsOnOtherState(t *testing.T) {
 		value []byte
 	}{
 		{"the newest epoch comes to ledger offsets", "partition/1", edit(newest("partition/1"), part, func() { part.Next++ })},
+		{"the newest epoch has map root", string(chainRecord.Key), longer},
 		{"subtree roots", "log", edit(newest("log"), log, func() { log.Size ^= 1 })},
 		{"notary_state makes root", "log", edit(newest("log"), log, func() { log.Range[0] ^= 1 })},
 		{"notary_state makes root", "log", edit(newest("log"), log, func() { log.LastEntryHash[0] ^= 1 })},
