@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/internal/clickhouse"
@@ -438,5 +439,18 @@ func TestChains(t *testing.T) {
 	empty := r.newTenant("empty")
 	if a := r.get(empty, "/api/v1/ledger/chains", nil); !strings.Contains(string(a.body), `"chains":[]`) {
 		t.Errorf("a workspace without chains: %s", a.body)
+	}
+}
+
+// What notary_state holds beside chains is no chain, and nothing that cannot be read.
+func TestMapPassesOverOtherRecords(t *testing.T) {
+	var m chainMap
+	for _, key := range []string{"partition/3", "node/1/0", "key/0"} {
+		if err := m.take(&kgo.Record{Key: []byte(key), Value: []byte{0xff}}); err != nil || len(m.pending) > 0 {
+			t.Errorf("%s: %v, %d changes", key, err, len(m.pending))
+		}
+	}
+	if err := m.take(&kgo.Record{Key: []byte("00112233445566778899aabbccddeeff"), Value: []byte{0xff}}); err == nil {
+		t.Error("a chain that cannot be read")
 	}
 }

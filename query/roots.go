@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -211,9 +212,8 @@ func (r *roots) take(ctx context.Context, m *chainMap, rec *kgo.Record) {
 }
 
 func (m *chainMap) take(rec *kgo.Record) error {
-	const partition = "partition/"
 	switch key := string(rec.Key); {
-	case rec.Value == nil, len(key) > len(partition) && key[:len(partition)] == partition:
+	case rec.Value == nil, strings.Contains(key, "/"): // of no chain: positions, nodes and keys
 		return nil
 	case key == "log":
 		var l recordpb.NotaryLog

@@ -35,6 +35,8 @@ type Notary struct {
 	topics  []schemas.Topic // that the notary reads and writes
 	cosign  cosignFunc      // nil: there are no witnesses
 
+	closeWitnesses func() // ends idle connections
+
 	// reason is why this notary neither leads nor stands by, nil if it does.
 	reason atomic.Pointer[error]
 }
@@ -53,13 +55,16 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Notary, e
 	if _, err := loadKeys(cfg.KeyFile); err != nil {
 		return nil, err
 	}
-	n := &Notary{cfg: cfg, clients: clients, logger: logger.With(slog.String("session", "notary")), metrics: newMetrics(reg, &cfg)}
+	n := &Notary{
+		cfg: cfg, clients: clients, logger: logger.With(slog.String("session", "notary")), metrics: newMetrics(reg, &cfg),
+		closeWitnesses: func() {},
+	}
 	if len(cfg.WitnessPolicy) > 0 {
 		w, err := newWitnesses(WitnessesConfig{Policy: cfg.WitnessPolicy, Timeout: cfg.WitnessTimeout}, reg, logger)
 		if err != nil {
 			return nil, err
 		}
-		n.cosign = w.cosign
+		n.cosign, n.closeWitnesses = w.cosign, w.close
 	}
 	for _, t := range schemas.Topics(cfg.Layout) {
 		switch t.Name {
@@ -86,6 +91,7 @@ const (
 // and takes over from what the topics say. So that needs no new process. What does, and is returned, is a
 // *kafka.TopicsError, and that another process holds Config.Instance.
 func (n *Notary) Run(ctx context.Context) error {
+	defer n.closeWitnesses()
 	delay := minRestartDelay
 	for {
 		progress, err := n.session(ctx)
