@@ -213,8 +213,11 @@ func checkColumns(t *testing.T, e *recordpb.Event) {
 		to   *[][]byte
 		from []string
 	}{
-		{&want.TargetTypes, e.GetTargetTypes()}, {&want.TargetIDs, e.GetTargetIds()}, {&want.Flags, e.GetFlags()},
-		{&want.MetadataKeys, e.GetMetadataKeys()}, {&want.MetadataValues, e.GetMetadataValues()},
+		{&want.TargetTypes, e.GetTargetTypes()},
+		{&want.TargetIDs, e.GetTargetIds()},
+		{&want.Flags, e.GetFlags()},
+		{&want.MetadataKeys, e.GetMetadataKeys()},
+		{&want.MetadataValues, e.GetMetadataValues()},
 	} {
 		for _, text := range list.from {
 			*list.to = append(*list.to, []byte(text))

@@ -110,6 +110,9 @@ func (r *canonicalReader) object(depth int, prefix string) error {
 		return r.fail("nested deeper than %d", MaxBodyDepth)
 	}
 	if r.next() == '}' {
+		if prefix == metadataPrefix {
+			return r.fail("metadata without members has to be left out: no commitment shows it")
+		}
 		r.at++
 		return nil
 	}

@@ -23,7 +23,7 @@ func TestFields(t *testing.T) {
 		{`{}`, ``},
 		{`{"a":1,"b":{"c":[1,"x"]},"c":[{}]}`, `/a=1 /b={"c":[1,"x"]} /c=[{}]`},
 		{`{"action":"a.b","metadata":{"a/b":1,"m~n":{"o":2}},"version":3}`, `/action="a.b" /metadata/a~1b=1 /metadata/m~0n={"o":2} /version=3`},
-		{`{"metadata":{},"metadata ":1}`, `/metadata =1`},
+		{`{"metadata":{"a":{}},"metadata ":{}}`, `/metadata ={} /metadata/a={}`},
 		// Only the body's own metadata is split.
 		{`{"targets":[{"metadata":{"a":1}}]}`, `/targets=[{"metadata":{"a":1}}]`},
 		{`{"metadata":{"metadata":{"a":1}}}`, `/metadata/metadata={"a":1}`},
@@ -54,6 +54,7 @@ func TestFieldsOfWhatIsNotCanonical(t *testing.T) {
 		{`{"a":1} `, `byte 7: 1 bytes follow the object`},
 		{`{"a":1}{}`, `2 bytes follow`},
 		{`{ "a":1}`, `byte 1: want '"'`},
+		{`{"a":1,"metadata":{}}`, `byte 19: metadata without members has to be left out`},
 		{`{"a": 1}`, `byte 5: want a value`},
 		{`{"a":1`, `byte 6: want ','`},
 		{`{"a":1,}`, `byte 7: want '"'`},

@@ -47,7 +47,6 @@ type ContentHasher struct {
 	fields      []Field
 	paths       []byte
 	commitments [][32]byte
-	short       *shortHasher
 }
 
 // Digest recomputes the body root of a leaf from its content and keeps the result in the leaf, for a ChainVerifier. After it, Body,
@@ -110,12 +109,9 @@ func (h *ContentHasher) bodyRoot(seed [16]byte, body []byte) (Hash, int, error) 
 	if err != nil {
 		return Hash{}, 0, err
 	}
-	if h.short == nil {
-		h.short = newShortHasher()
-	}
 	h.commitments = slices.Grow(h.commitments[:0], len(fields))
 	for i := range fields {
-		h.commitments = append(h.commitments, h.short.commitment(seed, fields[i].Path, fields[i].Value))
+		h.commitments = append(h.commitments, Commitment(seed, fields[i].Path, fields[i].Value))
 	}
-	return h.short.bodyRoot(h.commitments), len(fields), nil
+	return BodyRoot(h.commitments), len(fields), nil
 }

@@ -2,6 +2,7 @@ package processor
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -136,9 +137,7 @@ func checkLedger(t *testing.T, c *kafkatest.Cluster, seen map[string]map[uint64]
 	}
 	now := make(map[string]*checkedChain)
 	for _, k := range checks {
-		for id, chain := range k.chains {
-			now[id] = chain
-		}
+		maps.Copy(now, k.chains)
 	}
 	for id, roots := range seen {
 		for size, root := range roots {

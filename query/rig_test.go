@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"getimmutable.dev/immutable/control"
@@ -123,15 +122,6 @@ func (r *rig) exec(ctx context.Context, statement string, args ...any) {
 	if err := r.conn.Exec(ctx, statement, args...); err != nil {
 		r.tb.Fatalf("%s: %v", statement, err)
 	}
-}
-
-func mustID(tb testing.TB, id string) [16]byte {
-	tb.Helper()
-	parsed, err := uuid.Parse(id)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return parsed
 }
 
 // run runs f until the test ends, or until the function it returns is called; both wait for it.

@@ -80,7 +80,7 @@ def read(source):
 
 def fields(body):
     v, escape = read(body), lambda k: k.replace("~", "~0").replace("/", "~1")
-    if not isinstance(v, dict): raise ValueError("not an object")
+    if not isinstance(v, dict) or v.get("metadata") == {}: raise ValueError("not an object, or an empty metadata")
     meta = v.pop("metadata") if isinstance(v.get("metadata"), dict) else {}
     all = [("/" + escape(k), x) for k, x in v.items()] + [("/metadata/" + escape(k), x) for k, x in meta.items()]
     return sorted((path.encode(), canonical(x).encode()) for path, x in all)

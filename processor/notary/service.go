@@ -97,7 +97,7 @@ func (n *Notary) Run(ctx context.Context) error {
 		progress, err := n.session(ctx)
 		if ctx.Err() != nil {
 			n.setReason(errors.New("stopped"))
-			return nil //nolint:nilerr // asked to end; what was in hand is in the topics or will be done again
+			return nil // asked to end; what was in hand is in the topics or will be done again
 		}
 		n.setReason(fmt.Errorf("not joined: %w", err))
 		if errors.Is(err, kerr.FencedInstanceID) {
