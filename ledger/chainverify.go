@@ -204,6 +204,9 @@ func (r *row) same(o *row) bool {
 	if r.content.missing || o.content.missing {
 		a.BodyRoot, a.FieldCount = b.BodyRoot, b.FieldCount
 	}
+	if a.Previous == (Hash{}) || b.Previous == (Hash{}) { // it is said of one of them only
+		a.Previous, b.Previous = Hash{}, Hash{}
+	}
 	return r.stored == o.stored && a == b
 }
 

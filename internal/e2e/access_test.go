@@ -58,6 +58,9 @@ func TestAccess(t *testing.T) {
 	// What belongs to home, for every endpoint with an id, and a body that it would take.
 	own := map[string]struct{ id, body string }{
 		"GET " + byID:         {storedID, ""},
+		"GET " + proofOf:      {storedID, ""},
+		"GET " + anchor:       {"1", ""},
+		"GET " + anchorVerify: {"1", ""},
 		"POST " + redact:      {redactableID, `{"paths":["/actor_id"],"reason":"r"}`},
 		"GET " + keyByID:      {object, ""},
 		"PATCH " + keyByID:    {object, `{"name":"taken over"}`},
@@ -68,7 +71,11 @@ func TestAccess(t *testing.T) {
 		"DELETE " + workspace: {uuid.UUID(home.ID).String(), ""},
 	}
 	// What the owner is answered: the foreign key's 404 has no other cause than whose key it is.
-	allowed := map[string]int{"DELETE " + workspace: http.StatusConflict}
+	allowed := map[string]int{
+		"DELETE " + workspace: http.StatusConflict,
+		// There is no notary here, and so no checkpoint; those that there are, are everybody's.
+		"GET " + proofOf: http.StatusServiceUnavailable, "GET " + anchor: http.StatusNotFound, "GET " + anchorVerify: http.StatusNotFound,
+	}
 	for path, item := range a.doc.Paths.Map() {
 		for method, operation := range item.Operations() {
 			if operation.Security != nil && len(*operation.Security) == 0 {
