@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,13 +17,15 @@ import (
 type store struct {
 	cfg  clickhouse.Config
 	idle chan *ch.Client
+	// settings of every statement.
+	settings []ch.Setting
 }
 
 const clientName = "immutable-verify"
 
 // newStore dials nothing. Close it.
 func newStore(cfg clickhouse.Config, connections int) *store {
-	return &store{cfg, make(chan *ch.Client, connections)}
+	return &store{cfg: cfg, idle: make(chan *ch.Client, connections)}
 }
 
 func (s *store) close() {
@@ -43,8 +46,10 @@ func (s *store) query(ctx context.Context, text string, columns proto.Results, e
 			return err
 		}
 	}
+	// ch-go looks at ctx between packets only, and may be waiting for one.
+	stop := context.AfterFunc(ctx, func() { _ = client.Close() })
 	err := client.Do(ctx, ch.Query{
-		Body: text, Result: columns,
+		Body: text, Result: columns, Settings: s.settings,
 		OnResult: func(_ context.Context, b proto.Block) error {
 			if b.Rows == 0 {
 				return nil
@@ -52,9 +57,9 @@ func (s *store) query(ctx context.Context, text string, columns proto.Results, e
 			return each(b.Rows)
 		},
 	})
-	if err != nil {
+	if !stop() || err != nil {
 		_ = client.Close() // what is on the wire is not known
-		return fmt.Errorf("asking clickhouse: %w", err)
+		return fmt.Errorf("asking clickhouse: %w", cmp.Or(err, ctx.Err()))
 	}
 	select {
 	case s.idle <- client:

@@ -189,10 +189,11 @@ type queueStatus struct {
 	bytes  int
 	lag    int64
 	oldest time.Time
+	next   int64 // every record before it is written
 }
 
 func (q *queue) status() queueStatus {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return queueStatus{bytes: q.bytes, lag: max(0, q.high-max(q.next, 0)), oldest: q.oldest}
+	return queueStatus{bytes: q.bytes, lag: max(0, q.high-max(q.next, 0)), oldest: q.oldest, next: max(q.next, 0)}
 }

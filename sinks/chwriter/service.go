@@ -159,6 +159,17 @@ func (w *Writer) owned() []int32 {
 	return slices.Collect(maps.Keys(w.partitions))
 }
 
+// Written returns the ledger partitions that this writer owns, each with the offset before which every record is in the tables.
+func (w *Writer) Written() map[int32]int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	written := make(map[int32]int64, len(w.partitions))
+	for id, p := range w.partitions {
+		written[id] = p.queue.status().next
+	}
+	return written
+}
+
 // checkTables waits for ClickHouse and makes sure of its tables.
 func (w *Writer) checkTables(ctx context.Context) error {
 	conn, err := clickhouse.Open(w.cfg.ClickHouse)
