@@ -28,6 +28,7 @@ import (
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
 	"getimmutable.dev/immutable/sinks/rootlog"
+	"getimmutable.dev/immutable/sinks/verifier"
 	"getimmutable.dev/immutable/witness"
 )
 
@@ -75,6 +76,8 @@ var labels = map[string]string{
 	"immutable_rootlog_halted.reason":                         "`records_lost`, `bad_record`, `bad_tables`, `rows_lost`, `fetch_failed`",
 	"immutable_rootlog_outage.system":                         "`kafka`, `clickhouse`",
 	"immutable_rootlog_rows_total.table":                      "`root_log`, `checkpoints`",
+	"immutable_verifier_faults_total.verdict":                 "verdicts of docs/design/ledger-spec.md",
+	"immutable_verifier_leaves_total.why":                     "`newest`, `history`, `again`: a fault was found there",
 	"immutable_witness_cosigned_entries.origin":               "logs of the trust file",
 	"immutable_witness_forks_total.origin":                    "logs of the trust file",
 	"immutable_witness_requests_total.code":                   "status codes of C2SP tlog-witness, and 408, 413, 500 and 503",
@@ -131,7 +134,9 @@ func everyService(t *testing.T) *described {
 		Kafka: broker, Layout: layout, KeyFile: keyFile, LockFile: keyFile + ".lock", WitnessPolicy: []byte(logKey),
 	}, reg, logger)
 	must(err)
-	_, err = chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, view, reg, logger)
+	tablesWriter, err := chwriter.New(chwriter.Config{Kafka: broker, ClickHouse: tables}, view, reg, logger)
+	must(err)
+	_, err = verifier.New(verifier.Config{Kafka: broker, ClickHouse: tables}, tablesWriter.Written, reg, logger)
 	must(err)
 	_, err = rootlog.New(rootlog.Config{Kafka: broker, ClickHouse: tables}, reg, logger)
 	must(err)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/sinks/chwriter"
 	"getimmutable.dev/immutable/sinks/rootlog"
+	"getimmutable.dev/immutable/sinks/verifier"
 )
 
 type sinksCmd struct {
@@ -14,7 +16,14 @@ type sinksCmd struct {
 	layoutFlags
 	clickhouseFlags
 	serviceFlags
+	scheduleFlags
 	Instance string `help:"Name of this instance, the same for as long as the installation lives and of no other: it resumes at once after a crash." placeholder:"NAME"`
+}
+
+// scheduleFlags say how ClickHouse is verified all the time.
+type scheduleFlags struct {
+	VerifyInterval time.Duration `help:"Pause between two verifications of what is in ClickHouse: of what is new, and of a part of the history. 0 is never." default:"5m" placeholder:"DURATION"`
+	VerifyLeaves   int           `help:"Leaves of the history that each of them takes." default:"50000"`
 }
 
 // Run runs until a signal.
@@ -44,9 +53,20 @@ func (c *sinksCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, httpserver.Config{}, nil,
-		part{name: "control view", run: view.Run, ready: view.Ready},
-		part{name: "clickhouse writer", run: writer.Run, ready: writer.Ready},
-		part{name: "root log writer", run: log.Run, ready: log.Ready},
-	)
+	parts := []part{
+		{name: "control view", run: view.Run, ready: view.Ready},
+		{name: "clickhouse writer", run: writer.Run, ready: writer.Ready},
+		{name: "root log writer", run: log.Run, ready: log.Ready},
+	}
+	if c.VerifyInterval != 0 {
+		v, err := verifier.New(verifier.Config{
+			Kafka: cfg, ClickHouse: tables, Interval: c.VerifyInterval, HistoryLeaves: c.VerifyLeaves,
+		}, writer.Written, s.reg, p.logger)
+		if err != nil {
+			return err
+		}
+		// What it finds is no reason not to write.
+		parts = append(parts, part{name: "verifier", run: v.Run})
+	}
+	return s.run(ctx, httpserver.Config{}, nil, parts...)
 }

@@ -28,6 +28,7 @@ type upCmd struct {
 	TLSCert            string          `help:"PEM file of a certificate: serve HTTPS." placeholder:"FILE"`
 	TLSKey             string          `help:"PEM file of its key." placeholder:"FILE"`
 	EpochInterval      time.Duration   `help:"How often a checkpoint is made when there are new events." default:"10s" placeholder:"DURATION"`
+	Verify             scheduleFlags   `embed:""`
 	Witnesses          string          `help:"C2SP tlog-policy file, the one that verifiers use: its witnesses are asked to cosign each checkpoint." placeholder:"FILE"`
 	Kafkas             kafkaFlags      `embed:""`
 	Tables             clickhouseFlags `embed:""`
@@ -57,6 +58,7 @@ func (c *upCmd) Run(ctx context.Context, p *process) error {
 		Dir: c.Data, HTTP: httpserver.Config{Addr: c.Addr, TLSCertFile: c.TLSCert, TLSKeyFile: c.TLSKey},
 		Internal: httpserver.Config{Addr: c.InternalAddr, WriteTimeout: profileTimeout}, Kafka: c.Kafkas.config(),
 		Partitions: c.Partitions, Replicas: replicas, ClickHouse: tables, EpochInterval: c.EpochInterval, WitnessPolicy: policy,
+		VerifyInterval: c.Verify.VerifyInterval, VerifyLeaves: c.Verify.VerifyLeaves,
 		Library: c.Libchdb, APIKey: c.APIKey, MinFreeBytes: c.MinFreeMiB << 20, Started: func(s devmode.Started) { announce(p.stdout, s, c.APIKey) },
 	}, telemetry.NewRegistry(), p.logger)
 	if err != nil {

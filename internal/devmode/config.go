@@ -44,6 +44,10 @@ type Config struct {
 	WitnessPolicy []byte
 	// EpochInterval is how often the notary makes a checkpoint when there are new events. Default 10 s.
 	EpochInterval time.Duration
+	// VerifyInterval is the pause between two verifications of what is in ClickHouse; 0 is never. VerifyLeaves of the history are
+	// verified each time; default 50,000.
+	VerifyInterval time.Duration
+	VerifyLeaves   int
 	// Started, if not nil, is called once, when everything runs.
 	Started func(Started)
 }

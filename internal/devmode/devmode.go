@@ -29,6 +29,7 @@ import (
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/sinks/chwriter"
 	"getimmutable.dev/immutable/sinks/rootlog"
+	"getimmutable.dev/immutable/sinks/verifier"
 )
 
 // stopLimit is for all parts together. With a process's own end it stays below 20 s.
@@ -267,6 +268,15 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	if err != nil {
 		return nil, err
 	}
+	var check *verifier.Verifier // nil: never
+	if u.cfg.VerifyInterval != 0 {
+		check, err = verifier.New(verifier.Config{
+			Kafka: s.kafka, ClickHouse: s.clickhouse, Interval: u.cfg.VerifyInterval, HistoryLeaves: u.cfg.VerifyLeaves,
+		}, writer.Written, u.reg, u.logger)
+		if err != nil {
+			return nil, err
+		}
+	}
 	changes, err := control.NewWriter(control.WriterConfig{
 		Kafka: s.kafka, MasterKey: s.masterKey, Partitions: s.layout.Partitions, Timeout: query.ChangeTimeout,
 	}, u.logger)
@@ -318,11 +328,14 @@ func (u *Up) startServices(ctx context.Context, parts *actors.Group, s services)
 	parts.Start(ctx, "control view", view.Run)           // who may do what
 	parts.Start(ctx, "clickhouse writer", writer.Run)    // ledger -> ClickHouse
 	parts.Start(ctx, "root log writer", checkpoints.Run) // checkpoints -> ClickHouse
-	parts.Start(ctx, "notary", signer.Run)               // ledger -> checkpoints
-	parts.Start(ctx, "processor", seal.Run)              // events -> ledger
-	parts.Start(ctx, "query", timeline.Run)              // answers reads until HTTP has drained
-	parts.Start(ctx, "ingest", door.Run)                 // accepts events until HTTP has drained
-	parts.Start(ctx, "http", web.Run)                    // stops first: no new work, then the requests in hand
+	if check != nil {
+		parts.Start(ctx, "verifier", check.Run) // ClickHouse and checkpoints -> events about faults
+	}
+	parts.Start(ctx, "notary", signer.Run)  // ledger -> checkpoints
+	parts.Start(ctx, "processor", seal.Run) // events -> ledger
+	parts.Start(ctx, "query", timeline.Run) // answers reads until HTTP has drained
+	parts.Start(ctx, "ingest", door.Run)    // accepts events until HTTP has drained
+	parts.Start(ctx, "http", web.Run)       // stops first: no new work, then the requests in hand
 	// "It is up" is not said before the first event would be accepted. Sealing may begin later.
 	for _, ready := range []func(context.Context) error{door.Ready, timeline.Ready} {
 		if err := await(ctx, parts, ready); err != nil {
