@@ -194,7 +194,8 @@ func (v *partRun) leaves(ctx context.Context) error {
 			width /= 2
 			continue
 		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes):
-			v.faultf(ledger.Modified, &from, "its rows have more than %d bytes, which no event has", v.limits.SliceBytes)
+			sequence := from
+			v.faultf(ledger.Modified, &sequence, "its rows have more than %d bytes, which no event has", v.limits.SliceBytes)
 			b = &batch{}
 		case err != nil:
 			return err

@@ -2,7 +2,6 @@ package ledgertest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -148,16 +147,7 @@ func Disclosed(fields []ledger.Disclosure) (string, error) {
 	if fields == nil {
 		return "", nil
 	}
-	without := make([]map[string]any, len(fields))
-	for i, d := range fields {
-		without[i] = map[string]any{"path": d.Path}
-		if d.Commitment != nil {
-			without[i]["commitment"] = d.Commitment
-		} else {
-			without[i]["salt"] = d.Salt
-		}
-	}
-	text, err := json.Marshal(without)
+	text, err := ledger.EncodeDisclosure(fields)
 	return string(text), err
 }
 
