@@ -101,7 +101,7 @@ func (p *Parts) signature(ctx context.Context, stated *ledger.Checkpoint, note s
 			err = keys.Append(stated.Origin, e)
 		}
 		if err != nil {
-			return &ledger.Fault{Verdict: ledger.Modified, Detail: fmt.Sprintf("root log: a key change: %v", err)}, nil
+			return &ledger.Fault{Verdict: ledger.Modified, Detail: fmt.Sprintf("root log: a key change: %v", err)}, nil //nolint:nilerr // it is the fault
 		}
 		if first == "" {
 			first = e.Key.VerifierKey
@@ -109,7 +109,7 @@ func (p *Parts) signature(ctx context.Context, stated *ledger.Checkpoint, note s
 	}
 	trust, err := ledger.ParseTrust([]byte(first))
 	if err != nil {
-		return &ledger.Fault{Verdict: ledger.Missing, Detail: "root log: it states no key"}, nil
+		return &ledger.Fault{Verdict: ledger.Missing, Detail: "root log: it states no key"}, nil //nolint:nilerr // it is the fault
 	}
 	_, f := trust.Open([]byte(note), keys, now)
 	return f, nil

@@ -176,13 +176,23 @@ func Body(n int) []byte {
 
 // Events seals n events of different content in a chain.
 func (l *Ledger) Events(c *Chain, n int) {
+	first := len(c.Leaves)
 	for range n {
-		l.Seal(c, ledger.KindEvent, Body(l.events))
+		l.put(c, ledger.KindEvent, Body(l.events))
 	}
+	c.Reseal(first)
 }
 
 // Seal puts an event with this canonical body on a chain, after its genesis where there is none yet.
 func (l *Ledger) Seal(c *Chain, kind ledger.Kind, body []byte) *Leaf {
+	first := len(c.Leaves)
+	l.put(c, kind, body)
+	c.Reseal(first)
+	return &c.Leaves[len(c.Leaves)-1]
+}
+
+// put is Seal without the hashes.
+func (l *Ledger) put(c *Chain, kind ledger.Kind, body []byte) {
 	at := &l.next[c.Partition]
 	recorded := Start.Add(time.Duration(l.events) * time.Millisecond).UnixMicro()
 	if len(c.Leaves) == 0 {
@@ -201,8 +211,6 @@ func (l *Ledger) Seal(c *Chain, kind ledger.Kind, body []byte) *Leaf {
 	at.ledger++
 	at.input += 1 + uint64(l.events%3)/2 // a transaction's marker now and then
 	c.Leaves = append(c.Leaves, leaf)
-	c.Reseal(len(c.Leaves) - 1)
-	return &c.Leaves[len(c.Leaves)-1]
 }
 
 // Reseal makes the hashes of the chain follow from its contents, from a leaf on.

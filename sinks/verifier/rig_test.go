@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -37,7 +38,7 @@ const deadline = 30 * time.Second
 type rig struct {
 	*Verifier
 
-	t        *testing.T
+	t        testing.TB
 	kafka    *kafkatest.Cluster
 	server   *clickhousetest.Server
 	conn     driver.Conn
@@ -52,21 +53,21 @@ type rig struct {
 	asked     func()
 }
 
-func newRig(t *testing.T, cfg Config) *rig {
-	t.Helper()
+func newRig(tb testing.TB, cfg Config) *rig {
+	tb.Helper()
 	r := &rig{
-		t: t, kafka: kafkatest.Start(t), server: clickhousetest.Start(t), ledger: ledgertest.New(), registry: prometheus.NewPedanticRegistry(),
+		t: tb, kafka: kafkatest.Start(tb), server: clickhousetest.Start(tb), ledger: ledgertest.New(), registry: prometheus.NewPedanticRegistry(),
 		writtenTo: map[int32]int64{},
 	}
-	r.conn = r.server.Conn(t)
+	r.conn = r.server.Conn(tb)
 	for p := range int32(ledgertest.Partitions) {
 		r.writtenTo[p] = 1 << 40
 	}
 	cfg.Kafka, cfg.ClickHouse = r.kafka.Config, r.server.Config()
 	cfg.Settle, cfg.Interval = cmp.Or(cfg.Settle, time.Millisecond), cmp.Or(cfg.Interval, 20*time.Millisecond)
 	var err error
-	if r.Verifier, err = New(cfg, r.written, r.registry, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
-		t.Fatal(err)
+	if r.Verifier, err = New(cfg, r.written, r.registry, slog.New(slog.NewTextHandler(tb.Output(), nil))); err != nil {
+		tb.Fatal(err)
 	}
 	return r
 }
@@ -87,11 +88,7 @@ func (r *rig) written() map[int32]int64 {
 	if r.asked != nil {
 		r.asked()
 	}
-	written := map[int32]int64{}
-	for p, offset := range r.writtenTo {
-		written[p] = offset
-	}
-	return written
+	return maps.Clone(r.writtenTo)
 }
 
 // chain adds a chain on the partition that an installation has it on.

@@ -126,6 +126,7 @@ func (r *rig) checkEvent(e *recordpb.Event, chains []*ledgertest.Chain) {
 
 // TestTampering does everything at once, each to a chain of its own: to the newest leaves, then in another installation to old ones.
 func TestTampering(t *testing.T) {
+	t.Parallel()
 	for _, place := range []struct {
 		name string
 		at   uint64
@@ -187,6 +188,7 @@ func TestTampering(t *testing.T) {
 
 // TestRewritten changes leaves together with their hashes, so that each follows from its content and the one before it.
 func TestRewritten(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		from int // the first that is written anew
@@ -197,6 +199,7 @@ func TestRewritten(t *testing.T) {
 		{"all", 1, []string{"MODIFIED"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, Config{HistoryLeaves: 3000}).opened()
 			c := r.chain(1, 0, 2)
 			r.ledger.Events(c, 999)

@@ -5,6 +5,7 @@ import (
 )
 
 func TestSound(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, Config{HistoryLeaves: 500}).opened()
 	a, b := r.chain(1, 0, 2), r.chain(1, 1, 2)
 	r.ledger.Events(a, 700)
