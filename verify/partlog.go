@@ -101,7 +101,7 @@ func (p *Parts) signature(ctx context.Context, stated *ledger.Checkpoint, note s
 			err = keys.Append(stated.Origin, e)
 		}
 		if err != nil {
-			return &ledger.Fault{Verdict: ledger.Modified, Detail: fmt.Sprintf("root log: a key change: %v", err)}, nil //nolint:nilerr // it is the fault
+			return &ledger.Fault{Verdict: ledger.Modified, Detail: fmt.Sprintf("root log: a key change: %v", err)}, nil
 		}
 		if first == "" {
 			first = e.Key.VerifierKey

@@ -73,6 +73,11 @@ func commitsWhenIdle(t *testing.T, r *rig) {
 	if n := w.metric("lag_records"); n != 0 {
 		t.Errorf("lag of %v records", n)
 	}
+	for p, offset := range r.ends() {
+		if got := fmt.Sprint(w.Written()[p]); got != offset {
+			t.Errorf("partition %d is written to %s, want %s", p, got, offset)
+		}
+	}
 }
 
 // Ledger records come in transactions: some offsets hold markers, and some records were aborted.

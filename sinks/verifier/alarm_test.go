@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -35,6 +36,13 @@ func TestNoAlarm(t *testing.T) {
 	r.ledger.Redact(c, 10, "/actor_name")
 	r.ledger.Redact(c, 11, "/actor_name", "/metadata/reason")
 	r.ledger.Redact(c, 270, "/ip_address")
+	// One was redacted in two steps.
+	for _, path := range []string{"/actor_name", "/session_id"} {
+		r.ledger.Seal(c, ledger.KindRedaction, fmt.Appendf(nil, `{"action":"event.redacted","actor_id":"usr_1","metadata":{"event_id":%q,"paths":[%q]},`+
+			`"occurred_at":"2026-11-24T09:59:00.000000Z"}`, uuid.UUID(c.Leaves[12].ID), path))
+		r.ledger.Events(c, 60)
+	}
+	c.Leaves[12].Erase("/actor_name", "/session_id")
 	r.epoch()
 	r.write()
 	for range 4 {

@@ -100,7 +100,7 @@ func resolve(want []string, at uint64) (all []string) {
 }
 
 // tamperedLeaves are in each chain: enough for stored nodes.
-const tamperedLeaves = 560
+const tamperedLeaves = 300
 
 func (r *rig) checkEvent(e *recordpb.Event, chains []*ledgertest.Chain) {
 	r.t.Helper()
@@ -134,7 +134,7 @@ func TestTampering(t *testing.T) {
 	}{
 		// The history does not come so far within the test.
 		{"newest", tamperedLeaves - 20, Config{SliceLeaves: 64, HistoryLeaves: 1}},
-		{"history", 300, Config{NewestLeaves: 1, HistoryLeaves: 9000, SliceLeaves: 256}},
+		{"history", 120, Config{NewestLeaves: 1, HistoryLeaves: 5000, SliceLeaves: 100}},
 	} {
 		t.Run(place.name, func(t *testing.T) {
 			t.Parallel()
@@ -154,7 +154,7 @@ func TestTampering(t *testing.T) {
 					want = append(want, fmt.Sprintf("%x %s", chains[i].ID, w))
 				}
 			}
-			for range 3 {
+			for range 2 {
 				r.once()
 			}
 			var got []string
