@@ -22,7 +22,7 @@ type Content struct {
 // Protected reports whether a path can be erased from no event: without action and occurred_at there is no event, and
 // version says how to read the others.
 func Protected(path string) bool {
-	return path == "/"+FieldAction || path == "/"+FieldOccurredAt || path == "/"+FieldVersion
+	return ledger.Protected(path)
 }
 
 // Fields returns the paths of all fields that the event ever had, in their byte order, and those erased among them.

@@ -334,7 +334,7 @@ func (v *bundleVerifier) content() {
 			v.fault(Withheld, l, "it does not redact event %s: %v", v.ID, err)
 			continue
 		}
-		covered = append(covered, r.Paths...)
+		covered = append(covered, slices.DeleteFunc(r.Paths, Protected)...)
 	}
 	for _, d := range v.Disclosure {
 		switch {
@@ -345,6 +345,12 @@ func (v *bundleVerifier) content() {
 			v.fault(Withheld, nil, "%s is missing, and no redaction covers it", d.Path)
 		}
 	}
+}
+
+// Protected reports whether a path can be erased from no event: without action and occurred_at there is no event, and
+// version says how to read the others. A redaction that names it does not cover it.
+func Protected(path string) bool {
+	return path == "/action" || path == "/occurred_at" || path == "/version"
 }
 
 // Redaction is what the body of a redaction leaf says.

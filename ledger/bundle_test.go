@@ -220,6 +220,7 @@ func TestRedactedBundle(t *testing.T) {
 	right := redaction(c, target, "/metadata/old_value")
 	ofBeside := redaction(c, beside, "/metadata/old_value")
 	ofPath := redaction(c, target, "/metadata/new_value")
+	ofAction := redaction(c, target, "/action", "/occurred_at")
 	inOther := redaction(other, elsewhere, "/metadata/old_value")
 	l.epoch(t)
 	trust := mustTrust(t, l.key().vkey())
@@ -232,11 +233,15 @@ func TestRedactedBundle(t *testing.T) {
 		}
 		return b
 	}
+	withoutAction := l.bundle(t, c, 1)
+	redact(t, &withoutAction.BundleLeaf, "/action")
+	withoutAction.Redactions = []BundleLeaf{c.withPath(t, ofAction, c.Size)}
 	for _, tc := range []struct {
 		name string
 		b    *Bundle
 		want []Verdict
 	}{
+		{"of what stays", withoutAction, []Verdict{Withheld}},
 		{"covered", withRedactions(1, c, right), []Verdict{Redacted}},
 		{"covered by one of two", withRedactions(1, c, ofPath, right), []Verdict{Redacted}},
 		{"no redaction", withRedactions(1, c), []Verdict{Withheld}},

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -74,7 +75,8 @@ type ChainVerifier struct {
 	sound  uint64
 	faults int
 
-	withheld map[[16]byte]withheld
+	withheld map[[16]byte][]withheld // by event id: one that is there twice must not hide what the other lacks
+	waiting  int                     // entries of withheld
 	counts   ChainCounts
 	missing  *Fault // being extended
 }
@@ -126,7 +128,7 @@ func (p inputPosition) after(q inputPosition) bool {
 // NewChainVerifier verifies a chain. Marks by size are in rising order, and so are those by offset; report is called with each fault, and
 // with Redacted.
 func NewChainVerifier(identity ChainIdentity, marks []Mark, report func(*Fault)) *ChainVerifier {
-	v := &ChainVerifier{identity: identity, chain: identity.Chain(), marks: marks, report: report, withheld: map[[16]byte]withheld{}}
+	v := &ChainVerifier{identity: identity, chain: identity.Chain(), marks: marks, report: report, withheld: map[[16]byte][]withheld{}}
 	for i := range marks {
 		if m := &marks[i]; m.ByOffset {
 			v.cuts = append(v.cuts, m)
@@ -292,33 +294,41 @@ func (v *ChainVerifier) checkPrevious(r *row, o *option) {
 // redactions keeps what is withheld, and lets a redaction cover it.
 func (v *ChainVerifier) redactions(r *row, o *option) {
 	if len(r.content.withheld) > 0 {
-		if len(v.withheld) == maxWithheld {
+		if v.waiting == maxWithheld {
 			v.counts.Withheld++
 			v.fault(Withheld, r.Sequence, r.Sequence, r.ID, fmt.Sprintf("more than %d events wait for their redaction", maxWithheld))
 			return
 		}
-		v.withheld[r.ID] = withheld{r.Sequence, r.content.withheld}
+		v.withheld[r.ID] = append(v.withheld[r.ID], withheld{r.Sequence, r.content.withheld})
+		v.waiting++
 	}
 	covers := r.content.redaction
 	if covers == nil || o.how != holds {
 		return
 	}
 	id, err := parseUUID(covers.EventID)
-	w, ok := v.withheld[id]
-	if err != nil || !ok {
+	if err != nil {
 		return
 	}
-	w.paths = slices.DeleteFunc(slices.Clone(w.paths), func(path string) bool { return slices.Contains(covers.Paths, path) })
-	if len(w.paths) > 0 {
-		v.withheld[id] = w
-		return
+	var left []withheld
+	for _, w := range v.withheld[id] {
+		w.paths = slices.DeleteFunc(slices.Clone(w.paths), func(path string) bool {
+			return slices.Contains(covers.Paths, path) && !Protected(path)
+		})
+		if len(w.paths) > 0 {
+			left = append(left, w)
+			continue
+		}
+		v.waiting--
+		v.counts.Redacted++
+		v.tell(&Fault{
+			Verdict: Redacted, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
+			Detail: fmt.Sprintf("by sequence %d", r.Sequence),
+		})
 	}
-	delete(v.withheld, id)
-	v.counts.Redacted++
-	v.tell(&Fault{
-		Verdict: Redacted, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
-		Detail: fmt.Sprintf("by sequence %d", r.Sequence),
-	})
+	if v.withheld[id] = left; left == nil {
+		delete(v.withheld, id)
+	}
 }
 
 // passCuts fills in the marks that are before a ledger offset.
@@ -357,24 +367,21 @@ func (v *ChainVerifier) Close() {
 		last := v.sizes[n-1].Size
 		v.fault(Truncated, v.counts.Size, max(last, 1)-1, [16]byte{}, fmt.Sprintf("the chain has %d leaves, it had %d", v.counts.Size, last))
 	}
-	for _, id := range sortedIDs(v.withheld) {
-		w := v.withheld[id]
+	var missing []*Fault
+	for id, all := range v.withheld {
+		for _, w := range all {
+			missing = append(missing, &Fault{
+				Verdict: Withheld, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
+				Detail: fmt.Sprintf("%q: missing, and no redaction covers it", w.paths),
+			})
+		}
+	}
+	slices.SortFunc(missing, func(a, b *Fault) int { return cmp.Compare(*a.Sequence, *b.Sequence) })
+	for _, f := range missing {
 		v.counts.Withheld++
-		v.tell(&Fault{
-			Verdict: Withheld, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
-			Detail: fmt.Sprintf("%q: missing, and no redaction covers it", w.paths),
-		})
+		v.tell(f)
 	}
 	v.flush()
-}
-
-func sortedIDs(m map[[16]byte]withheld) [][16]byte {
-	ids := make([][16]byte, 0, len(m))
-	for id := range m {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b [16]byte) int { return compare(m[a].sequence, m[b].sequence) })
-	return ids
 }
 
 func compare(a, b uint64) int {

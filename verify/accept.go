@@ -38,6 +38,7 @@ type acceptance struct {
 // accept checks a signed checkpoint: first by the key changes that the source names, so that what comes next is not done for anybody; then, once
 // the root log has been replayed, by those that it states, and against what is remembered. It returns nil where nothing is believed.
 func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.KeyHistory, log rootLog) (*accepted, error) {
+	a.report.Memory = a.cfg.MemoryFile
 	opened, believed := a.open(signed, named)
 	if opened == nil {
 		return nil, nil //nolint:nilnil // the report says why
@@ -157,6 +158,9 @@ func (a *acceptance) checkAge(p *replay) {
 		a.report.undecided("%v", errNoEpoch)
 		return
 	}
+	if e.Time.After(a.cfg.Now.Add(maxClockSkew)) {
+		a.report.faultf(ledger.TimeAnomaly, "the newest epoch is of %s, which is ahead of this machine's clock", e.Time.Format(time.RFC3339))
+	}
 	a.report.Checkpoint.Epoch, a.report.Checkpoint.EpochTime = e.Index, e.Time
 	age := a.cfg.Now.Sub(e.Time).Truncate(time.Second)
 	switch {
@@ -166,6 +170,9 @@ func (a *acceptance) checkAge(p *replay) {
 		a.report.notChecked("the age of the newest epoch: it is %s old", age)
 	}
 }
+
+// maxClockSkew is how far an epoch may be ahead of this machine's clock.
+const maxClockSkew = 5 * time.Minute
 
 // evidence is the file that proves a fork: two notes that one key has signed.
 type evidence struct {
@@ -203,19 +210,19 @@ func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail stri
 
 // keepForkedChain keeps the proof of a fork that the root log does not show: a chain that was stated otherwise by what was accepted before.
 func (a *acceptance) keepForkedChain(r *accepted) {
-	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && a.report.found(ledger.Forked) > 0 {
+	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && a.report.found(ledger.Forked) > 0 &&
+		r.remembered.Checkpoint != string(r.Signed) {
 		a.keepEvidence(r.remembered.Checkpoint, r.Opened, "a chain is another than it was under the first checkpoint")
 	}
 }
 
-// remember puts what was accepted into the memory file: not a fork, nor what was rolled back, nor a root log with faults. Chains are those that were
-// recomputed without one.
+// remember puts what was accepted into the memory file: nothing of a run that has proven tampering, or the next would take what was
+// tampered with for the truth. Chains are those that were recomputed without a fault.
 func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedChain) error {
 	if a.cfg.MemoryFile == "" || r == nil {
 		return nil
 	}
-	a.report.Memory = a.cfg.MemoryFile
-	if r.forked || r.replay.faults > 0 || a.report.found(ledger.RolledBack, ledger.Forked) > 0 {
+	if r.forked || r.replay.faults > 0 || a.report.tampered() {
 		a.report.notef("the checkpoint is not remembered")
 		return nil
 	}

@@ -78,6 +78,11 @@ func (v *tableVerifier) run(ctx context.Context) error {
 		return err
 	}
 	v.checkEpochs(results)
+	if a != nil {
+		if all, few := a.replay.epochs.seen, uint64(len(v.epochs)); all > few {
+			v.report.notChecked("%d of %d epochs: --epochs says how many are recomputed, evenly spread", all-few, all)
+		}
+	}
 	v.checkForgotten(old, results)
 	if err := v.checkInput(ctx, results); err != nil {
 		return err

@@ -137,3 +137,67 @@ func TestClickHouse(t *testing.T) {
 		t.Error(r.Text())
 	}
 }
+
+// Who has the key writes a chain anew, and goes on with the same root log: no consistency proof sees it, the epochs before do.
+func TestRewrittenUnderOneRootLog(t *testing.T) {
+	l := newLedger()
+	c := l.Chains[0]
+	c.Leaves[30].Body = ledgertest.Body(99)
+	c.Reseal(30)
+	l.Events(c, 5)
+	l.Epoch()
+	s := newTables(t, l)
+	cfg := s.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	r := s.verify(cfg)
+	if r.Exit != verify.ExitTampered || !slices.Equal(faults(r), []string{"FORKED"}) {
+		t.Error(r.Text())
+	}
+	if _, err := os.Stat(cfg.MemoryFile); !os.IsNotExist(err) {
+		t.Errorf("what was tampered with is remembered: %v", err)
+	}
+}
+
+// What a run has found to be tampered with is not what the next one goes by.
+func TestTamperingIsNotRemembered(t *testing.T) {
+	l := newLedger()
+	honest := newLedger()
+	l.Chains[0].Leaves[30].Body = ledgertest.Body(99)
+	l.Chains[0].Reseal(30)
+	s := newTables(t, l)
+	cfg := s.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	if r := s.verify(cfg); r.Exit != verify.ExitTampered {
+		t.Fatal(r.Text())
+	}
+	s.exec("TRUNCATE TABLE events")
+	s.exec("TRUNCATE TABLE leaves")
+	s.exec("TRUNCATE TABLE root_log")
+	s.exec("TRUNCATE TABLE checkpoints")
+	if err := honest.Write(t.Context(), s.conn); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.verify(cfg); r.Exit != verify.ExitVerified {
+		t.Error(r.Text())
+	}
+}
+
+// An epoch that is ahead of the clock is as old as anybody likes.
+func TestEpochFromTheFuture(t *testing.T) {
+	s := newTables(t, newLedger())
+	cfg := s.config()
+	cfg.Now = s.ledger.Now().Add(-time.Hour)
+	if r := s.verify(cfg); r.Exit != verify.ExitTampered || !slices.Contains(faults(r), "TIME ANOMALY") {
+		t.Error(r.Text())
+	}
+}
+
+// What was written by somebody else writes no line of the report, and moves no cursor.
+func TestReportIsPrintable(t *testing.T) {
+	r := &verify.Report{Faults: []*ledger.Fault{{
+		Verdict: ledger.Modified, EventID: "x\x1b[2K\nVERIFIED (tamper-evident): proof.json", Detail: "\rd",
+	}}}
+	if text := r.Text(); strings.Contains(text, "\x1b") || strings.Contains(text, "\r") || strings.Contains(text, "\nVERIFIED (tamper-evident)") {
+		t.Errorf("%q", text)
+	}
+}

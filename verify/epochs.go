@@ -162,6 +162,14 @@ func (v *tableVerifier) checkEpochs(results []*chainResult) {
 		default:
 			state = ledger.RootDiffers
 		}
+		if newest := len(v.epochs) - 1; state == ledger.RootDiffers && i < newest && v.holds(results, newest) {
+			// The tables are what was signed last: it is the log that has stated something else before.
+			v.report.faultf(ledger.Forked, "epochs %d and %d of one signed root log state different leaves: chains were written anew with the log's key",
+				e.Index, v.epochs[newest].Index)
+			v.conclude(results, ledger.RootHolds)
+			v.tail(results)
+			return
+		}
 		if state == ledger.RootDiffers {
 			v.conclude(results, state)
 			v.locate(results, sound, i)
@@ -175,6 +183,24 @@ func (v *tableVerifier) checkEpochs(results []*chainResult) {
 		v.report.undecided("the maps of %d epochs: leaves before their cuts are missing", incomplete)
 	}
 	v.tail(results)
+}
+
+// holds says whether the chains, as they were at an epoch's cut, give its map.
+func (v *tableVerifier) holds(results []*chainResult, epoch int) bool {
+	var whole ledger.Map
+	count := uint64(0)
+	for _, r := range results {
+		m := &r.marks[epoch]
+		switch {
+		case m.Size == 0:
+		case !m.Known:
+			return false
+		default:
+			count++
+			whole.Set(r.id, m.Size, m.Root)
+		}
+	}
+	return count == v.epochs[epoch].Epoch.Chains && whole.Root() == v.epochs[epoch].Epoch.MapRoot
 }
 
 func (v *tableVerifier) conclude(results []*chainResult, state ledger.RootState) {

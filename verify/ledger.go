@@ -101,6 +101,12 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	}
 	v.checkForgotten(a.remembered, results)
 	v.checkLanes(answer.Data.Chains)
+	v.report.notChecked("whether older epochs state the same leaves, but for those of the checkpoint that is remembered: with the log's key a chain can be " +
+		"written anew in a later epoch")
+	if len(results) > 0 {
+		i := results[0].identity
+		v.report.notef("workspace %x, incarnation %x", i.Workspace, i.Incarnation)
+	}
 	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
 	v.keepForkedChain(a)
 	return v.remember(a, remembered(results))

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -140,6 +141,16 @@ func exitOf(v ledger.Verdict) int {
 	}
 }
 
+// tampered says whether anything that was found proves tampering.
+func (r *Report) tampered() bool {
+	for v := range r.Found {
+		if exitOf(v) == ExitTampered {
+			return true
+		}
+	}
+	return false
+}
+
 // finish draws the conclusion. Proven tampering goes before a checkpoint that is not believed, and that before what is not known.
 func (r *Report) finish() *Report {
 	codes := map[int]bool{}
@@ -203,7 +214,7 @@ func compareFaults(a, b *ledger.Fault) int {
 func (r *Report) Text() string {
 	var b strings.Builder
 	for _, f := range r.Faults {
-		fmt.Fprintln(&b, f)
+		fmt.Fprintln(&b, oneLine(f.String()))
 	}
 	if listed, all := uint64(len(r.Faults)), r.total(); all > listed {
 		fmt.Fprintf(&b, "... and %d findings more\n", all-listed)
@@ -231,12 +242,26 @@ func (r *Report) Text() string {
 	fmt.Fprintf(&b, "memory: %s\n", memory)
 	fmt.Fprintf(&b, "chains: %d, leaves: %d, entries of the root log: %d, epochs: %d\n", r.Chains, r.Leaves, r.Entries, r.Epochs)
 	fmt.Fprintf(&b, "%s: %s\n", r.conclusion(), r.Subject)
-	return b.String()
+	return printable(b.String())
 }
+
+// printable takes the control characters out of a text, but for ends of lines in it: what was verified may have been written by
+// somebody who wants a terminal to show something else.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
+}
+
+// oneLine keeps what was verified from writing lines of its own.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", `\n`) }
 
 func section(b *strings.Builder, name string, lines []string) {
 	for _, line := range lines {
-		fmt.Fprintf(b, "%s: %s\n", name, line)
+		fmt.Fprintf(b, "%s: %s\n", name, oneLine(line))
 	}
 }
 

@@ -247,7 +247,7 @@ def check_bundle(b, trust, now):
     for r in b.get("redactions", []):
         said = check_leaf(b, r)
         meta = read(r["body"]).get("metadata", {}) if not said and r["kind"] == 3 else {}
-        if meta.get("event_id") == b["id"] and r["sequence"] > b["sequence"]: covered += meta["paths"]
+        if meta.get("event_id") == b["id"] and r["sequence"] > b["sequence"]: covered += {*meta["paths"]} - {"/action", "/occurred_at", "/version"}
         else: said = said or ["WITHHELD"]
         verdicts += said
     withheld = [d["path"] for d in b.get("disclosure", []) if "commitment" in d]
