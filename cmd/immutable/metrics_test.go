@@ -58,7 +58,7 @@ var labels = map[string]string{
 	"immutable_ingest_produce_errors_total.reason":            "`full`, `timeout`, `refused`, `stopping`",
 	"immutable_ingest_requests_total.code":                    "status codes that the API answers with",
 	"immutable_ingest_requests_total.endpoint":                "`event`, `batch`",
-	"immutable_notary_halted.reason":                          "`ledger`, `ledger_lost`, `heads`, `state`, `lock`, `key`",
+	"immutable_notary_halted.reason":                          "`ledger`, `ledger_lost`, `heads`, `state`, `lock`, `witness`, `key`",
 	"immutable_notary_witness_cosigned_entries.witness":       "witnesses of the policy file with a URL",
 	"immutable_notary_witness_errors_total.reason":            "`unreachable`, `refused`, `invalid`, `ahead`, `unproved`",
 	"immutable_notary_witness_errors_total.witness":           "witnesses of the policy file with a URL",

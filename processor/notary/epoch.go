@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -75,6 +76,9 @@ func (l *leader) run(ctx context.Context) error {
 	if err := l.takeOver(ctx); err != nil {
 		return err
 	}
+	if err := l.recall(ctx); err != nil {
+		return err
+	}
 	// What the last leader has committed and not signed comes first: then each checkpoint is there that could be.
 	if l.log.head.Size > l.signedSize {
 		if err := l.sign(ctx); err != nil {
@@ -103,6 +107,35 @@ func (l *leader) run(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// recall refuses, with a haltError, a root log of which a witness has seen more, or another: it was brought back from a backup, lock
+// file and all. Nothing has been signed since.
+func (l *leader) recall(ctx context.Context) error {
+	if l.seen == nil {
+		return nil
+	}
+	var policy strings.Builder
+	for _, k := range l.keys {
+		fmt.Fprintf(&policy, "log %s\n", k.verifier)
+	}
+	policy.WriteString("quorum none\n")
+	own, err := ledger.ParseTrust([]byte(policy.String()))
+	if err != nil {
+		return halt(haltKey, "the keys of %s: %w", l.cfg.KeyFile, err)
+	}
+	asking, cancel := context.WithTimeout(ctx, l.cfg.WitnessTimeout)
+	defer cancel()
+	for _, c := range l.seen(asking, l.keys.newest().Name(), own) {
+		err := l.log.extends(ctx, c, l.prove)
+		if errors.Is(err, ledger.ErrProof) {
+			return halt(haltSeen, "a witness has a checkpoint of size %d that this log has signed, and that the root log does not continue: %w", c.Size, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stateKey commits an entry that states the newest key of the key file, unless the root log's last one does.

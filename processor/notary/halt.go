@@ -12,10 +12,11 @@ const (
 	haltHeads  = "heads"       // the heads topic states another chain than the ledger topic makes
 	haltState  = "state"       // checkpoints and notary_state, or ClickHouse's leaves, contradict each other
 	haltLock   = "lock"        // the lock file knows of a checkpoint that is not of this root log
+	haltSeen   = "witness"     // a witness has seen a checkpoint of this log that is not of this root log
 	haltKey    = "key"         // the key file does not hold the key that the root log states
 )
 
-var haltReasons = []string{haltLedger, haltLost, haltHeads, haltState, haltLock, haltKey}
+var haltReasons = []string{haltLedger, haltLost, haltHeads, haltState, haltLock, haltSeen, haltKey}
 
 // haltError is why the notary signs nothing until a person has looked and started it again. Signing on could state
 // what is not so, or a second history.

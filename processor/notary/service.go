@@ -35,6 +35,8 @@ type Notary struct {
 	topics  []schemas.Topic // that the notary reads and writes
 	cosign  cosignFunc      // nil: there are no witnesses
 
+	// seen returns what witnesses have of a log, by its keys; nil: there are no witnesses.
+	seen           func(ctx context.Context, origin string, own *ledger.Trust) []*ledger.Checkpoint
 	closeWitnesses func() // ends idle connections
 
 	// reason is why this notary neither leads nor stands by, nil if it does.
@@ -64,7 +66,7 @@ func New(cfg Config, reg prometheus.Registerer, logger *slog.Logger) (*Notary, e
 		if err != nil {
 			return nil, err
 		}
-		n.cosign, n.closeWitnesses = w.cosign, w.close
+		n.cosign, n.seen, n.closeWitnesses = w.cosign, w.newest, w.close
 	}
 	for _, t := range schemas.Topics(cfg.Layout) {
 		switch t.Name {

@@ -3,6 +3,7 @@ package notary
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -275,6 +276,38 @@ func (w *witnesses) ask(
 	}
 }
 
+// newest asks every witness at once for the newest checkpoint that it has of a log (C2SP tlog-witness, monitoring), and returns
+// those that one of the log's keys has signed: whatever else is true of them, the log has stated them. own names these keys. Who does
+// not answer until ctx ends, or has none, is passed over: a witness that is away holds nothing up.
+func (w *witnesses) newest(ctx context.Context, origin string, own *ledger.Trust) (all []*ledger.Checkpoint) {
+	hash := sha256.Sum256([]byte(origin))
+	found := make([]*ledger.Checkpoint, len(w.asked))
+	var asking sync.WaitGroup
+	for i, x := range w.asked {
+		asking.Go(func() {
+			at := fmt.Sprintf("%s/%x/checkpoint", strings.TrimSuffix(x.url, "/add-checkpoint"), hash)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, http.NoBody)
+			if err != nil {
+				return
+			}
+			status, _, answer, err := w.do(req)
+			if err != nil || status != http.StatusOK {
+				return
+			}
+			if c, _, err := own.OpenLog(answer); err == nil && c.Origin == origin {
+				found[i] = c
+			}
+		})
+	}
+	asking.Wait()
+	for _, c := range found {
+		if c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
 // post returns the status, the media type and the body of the answer.
 func (w *witnesses) post(ctx context.Context, to string, body []byte) (status int, kind string, answer []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(body))
@@ -282,6 +315,10 @@ func (w *witnesses) post(ctx context.Context, to string, body []byte) (status in
 		return 0, "", nil, &witnessError{err, witnessUnreachable}
 	}
 	req.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	return w.do(req)
+}
+
+func (w *witnesses) do(req *http.Request) (status int, kind string, answer []byte, err error) {
 	resp, err := w.client.Do(req)
 	if err != nil {
 		return 0, "", nil, &witnessError{err, witnessUnreachable}

@@ -17,6 +17,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -498,12 +499,24 @@ func TestClickHouseAway(t *testing.T) {
 func TestKafkaAway(t *testing.T) {
 	r := newRig(t)
 	var refusals int
-	r.kafka.Fake.ControlKey(8, func(kmsg.Request) (kmsg.Response, error, bool) { // OffsetCommit
+	// The client itself tries again what a connection loses; what the broker refuses it leaves to the writer.
+	r.kafka.Fake.ControlKey(int16(kmsg.OffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		r.kafka.Fake.KeepControl()
 		if refusals++; refusals > 3 {
 			return nil, nil, false
 		}
-		return nil, errors.New("the connection breaks"), true
+		commit := req.(*kmsg.OffsetCommitRequest)
+		resp := commit.ResponseKind().(*kmsg.OffsetCommitResponse)
+		for _, topic := range commit.Topics {
+			refused := kmsg.OffsetCommitResponseTopic{Topic: topic.Topic, TopicID: topic.TopicID}
+			for _, p := range topic.Partitions {
+				refused.Partitions = append(refused.Partitions, kmsg.OffsetCommitResponseTopicPartition{
+					Partition: p.Partition, ErrorCode: kerr.UnknownServerError.Code,
+				})
+			}
+			resp.Topics = append(resp.Topics, refused)
+		}
+		return resp, nil, true
 	})
 	w := r.start()
 	r.grow(2)

@@ -298,13 +298,13 @@ func halt(reason, format string, args ...any) error {
 
 // halt stops fetching until the partition is assigned anew.
 func (w *Writer) halt(ctx context.Context, a *assignment, reason *haltError) {
-	w.mu.Lock()
-	a.halted = reason
-	w.mu.Unlock()
 	w.metrics.halted.WithLabelValues(reason.reason).Set(1)
-	w.client.PauseFetchPartitions(map[string][]int32{w.topic: {0}})
 	w.metrics.halts.Inc()
 	w.logger.ErrorContext(ctx, "root log halted: it is not written to clickhouse any more", "reason", reason.reason, "error", reason)
+	w.client.PauseFetchPartitions(map[string][]int32{w.topic: {0}})
+	w.mu.Lock()
+	a.halted = reason // readiness says so last: whoever sees it finds the reason in the log and the metrics
+	w.mu.Unlock()
 }
 
 // errStopped ends a batch when the partition is taken away or the writer drains.
