@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -210,8 +211,8 @@ func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail stri
 
 // keepForkedChain keeps the proof of a fork that the root log does not show: a chain that was stated otherwise by what was accepted before.
 func (a *acceptance) keepForkedChain(r *accepted) {
-	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && a.report.found(ledger.Forked) > 0 &&
-		r.remembered.Checkpoint != string(r.Signed) {
+	ofChain := slices.ContainsFunc(a.report.Faults, func(f *ledger.Fault) bool { return f.Verdict == ledger.Forked && f.Chain != nil })
+	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && ofChain && r.remembered.Checkpoint != string(r.Signed) {
 		a.keepEvidence(r.remembered.Checkpoint, r.Opened, "a chain is another than it was under the first checkpoint")
 	}
 }
