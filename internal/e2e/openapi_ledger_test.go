@@ -44,7 +44,7 @@ const (
 // written has the real writers bring a small ledger into ClickHouse: events of the workspace main, sealed as the processor does,
 // and what a notary has to say of them. It returns one event's id and its chain.
 func (a *api) written() (id string, chain string, n *notarytest.Notary) {
-	logger := slog.New(slog.DiscardHandler)
+	logger := slog.New(slog.NewTextHandler(a.t.Output(), nil))
 	writer, err := chwriter.New(chwriter.Config{Kafka: a.kafka.Config, ClickHouse: a.db.Config(), Linger: time.Millisecond},
 		a.view, prometheus.NewRegistry(), logger)
 	a.must(err)

@@ -137,20 +137,21 @@ func newAPI(t *testing.T) *api {
 
 	body, err := os.ReadFile("../../schemas/testdata/fixtures/events/1-deployment.started.json")
 	a.must(err)
+	// None of these is on a partition that the topic has: a writer would miss its record there.
 	insert := func(ws *control.Workspace, body string) {
 		conn := db.Conn(t)
-		a.must(conn.Exec(t.Context(), `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, sequence)
-			VALUES (202601, ?, unhex(?), 2, '2026-01-01 00:00:00', '2026-01-01 00:00:00', ?, 1)`,
+		a.must(conn.Exec(t.Context(), `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, sequence, ledger_partition)
+			VALUES (202601, ?, unhex(?), 2, '2026-01-01 00:00:00', '2026-01-01 00:00:00', ?, 1, 1000)`,
 			string(ws.ID[:]), strings.ReplaceAll(storedID, "-", ""), body))
-		a.must(conn.Exec(t.Context(), "INSERT INTO leaves (part, workspace, sequence) VALUES (202601, ?, 0), (202601, ?, 1)",
+		a.must(conn.Exec(t.Context(), "INSERT INTO leaves (part, workspace, sequence, ledger_partition) VALUES (202601, ?, 0, 1000), (202601, ?, 1, 1000)",
 			string(ws.ID[:]), string(ws.ID[:])))
 	}
 	insert(main, string(body))
 	insert(damaged, "{")
 	chain := ledger.NewChainID(main.ID, main.Incarnation, 0)
 	for id, kind := range map[string]ledger.Kind{redactableID: ledger.KindEvent, redactionID: ledger.KindRedaction} {
-		a.must(db.Conn(t).Exec(t.Context(), `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, chain, sequence)
-			VALUES (202601, ?, unhex(?), ?, '2026-01-01 00:00:00', '2026-01-01 00:00:00', ?, ?, 1)`, string(main.ID[:]),
+		a.must(db.Conn(t).Exec(t.Context(), `INSERT INTO events (part, workspace, id, kind, occurred_at, recorded_at, body, chain, sequence, ledger_partition)
+			VALUES (202601, ?, unhex(?), ?, '2026-01-01 00:00:00', '2026-01-01 00:00:00', ?, ?, 1, 1000)`, string(main.ID[:]),
 			strings.ReplaceAll(id, "-", ""), uint8(kind), `{"action":"x","actor_id":"a","metadata":{"pin":"4711"}}`, string(chain[:])))
 	}
 	return a
