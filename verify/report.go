@@ -117,16 +117,6 @@ func (r *Report) note(to *[]string, format string, args ...any) {
 	}
 }
 
-// found counts the findings of some verdicts.
-func (r *Report) found(verdicts ...ledger.Verdict) (n uint64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, v := range verdicts {
-		n += r.Found[v]
-	}
-	return n
-}
-
 // exitOf says what one finding makes of the whole: ExitVerified where it is no fault.
 func exitOf(v ledger.Verdict) int {
 	switch v {
