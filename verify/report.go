@@ -133,6 +133,8 @@ func exitOf(v ledger.Verdict) int {
 
 // tampered says whether anything that was found proves tampering.
 func (r *Report) tampered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for v := range r.Found {
 		if exitOf(v) == ExitTampered {
 			return true
