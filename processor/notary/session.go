@@ -69,7 +69,7 @@ func (n *Notary) session(ctx context.Context) (progress bool, err error) {
 	n.metrics.leading.Set(1)
 	defer n.metrics.leading.Set(0)
 	progress, err = n.lead(sessionCtx, admin)
-	if errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) {
+	if errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.InvalidTxnState) {
 		// Somebody has taken over. Whoever is still a member after the next heartbeats may do so too; the group says it to one that
 		// another has replaced, and then this one must not fence that one in turn.
 		select {
