@@ -11,8 +11,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"getimmutable.dev/immutable/internal/durable"
 )
 
 // MasterKey is the one secret of an installation: the keys under which secrets are sealed derive from it. Every service
@@ -58,34 +59,10 @@ func LoadMasterKey(path string) (MasterKey, error) {
 func CreateMasterKey(path string) (MasterKey, error) {
 	var key MasterKey
 	rand.Read(key[:])
-	if err := writeNew(path, []byte(hex.EncodeToString(key[:])+"\n")); err != nil {
+	if err := durable.Create(path, []byte(hex.EncodeToString(key[:])+"\n")); err != nil {
 		return MasterKey{}, fmt.Errorf("create master key: %w", err)
 	}
 	return key, nil
-}
-
-// writeNew makes the file under another name, and gives it its own once its content is on disk. A link, unlike a
-// rename, fails where the name is taken.
-func writeNew(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".*") // mode 0600, O_EXCL
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	// The name is durable with its directory.
-	d, err := os.Open(dir) //nolint:gosec // the directory of the operator's file
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // sealedVersion is the first byte of everything sealed: AES-256-GCM under HKDF-SHA256(master key, "config/1"), a random

@@ -19,6 +19,7 @@ import (
 	formatsnote "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 
+	"getimmutable.dev/immutable/internal/durable"
 	"getimmutable.dev/immutable/ledger"
 )
 
@@ -83,7 +84,7 @@ func CreateKey(path, name string, algorithm Algorithm) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeNew(path, []byte(text+"\n")); err != nil {
+	if err := durable.Create(path, []byte(text+"\n")); err != nil {
 		return nil, fmt.Errorf("creating a witness's key: %w", err)
 	}
 	return k, nil

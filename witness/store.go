@@ -93,7 +93,7 @@ func (s *store) saveFork(origin string, evidence []byte) (first bool, err error)
 // replace writes a file whole or not at all. One goroutine at a time calls it for a name.
 func (s *store) replace(name string, content []byte) error {
 	path := filepath.Join(s.dir, name)
-	if err := writeFile(path+".tmp", os.O_TRUNC, content); err != nil {
+	if err := writeFile(path+".tmp", content); err != nil {
 		return err
 	}
 	crash.Point("witness-before-rename")
@@ -104,21 +104,9 @@ func (s *store) replace(name string, content []byte) error {
 	return syncDir(s.dir)
 }
 
-// writeNew writes a file that must not exist yet.
-func writeNew(path string, content []byte) error {
-	err := writeFile(path, os.O_EXCL, content)
-	if errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
 // writeFile returns when the content is on the disk. The name may not be: syncDir.
-func writeFile(path string, flag int, content []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flag, 0o600) //nolint:gosec // a file of ours, or that the operator named
+func writeFile(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // a file of ours
 	if err != nil {
 		return err
 	}
@@ -130,7 +118,7 @@ func writeFile(path string, flag int, content []byte) error {
 }
 
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // a folder of ours, or that the operator named
+	d, err := os.Open(dir) //nolint:gosec // a folder of ours
 	if err != nil {
 		return err
 	}

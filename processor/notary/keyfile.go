@@ -10,10 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"getimmutable.dev/immutable/internal/durable"
 )
 
 // A key file holds C2SP signed-note private keys, one a line, "PRIVATE+KEY+<origin>+<hash>+<key>", the newest last. Their
@@ -150,8 +151,7 @@ func CreateKey(path, origin string) (verifier string, err error) {
 	if err != nil {
 		return "", err
 	}
-	// A link, unlike a rename, fails where the name is taken.
-	if err := writeDurably(path, []byte(pair.private+"\n"), os.Link); err != nil {
+	if err := durable.Create(path, []byte(pair.private+"\n")); err != nil {
 		return "", fmt.Errorf("creating the notary's key file: %w", err)
 	}
 	return pair.verifier, nil
@@ -181,31 +181,8 @@ func RotateKey(path string) (verifier string, err error) {
 	for _, old := range k {
 		text = append(text, old.private+"\n"...)
 	}
-	if err := writeDurably(path, append(text, pair.private+"\n"...), os.Rename); err != nil {
+	if err := durable.Replace(path, append(text, pair.private+"\n"...)); err != nil {
 		return "", fmt.Errorf("writing the notary's key file: %w", err)
 	}
 	return pair.verifier, nil
-}
-
-// writeDurably makes a file of mode 0600 under another name and puts it in its place once its content is on disk. When it
-// returns without an error, name and content survive a power cut; before, what was there is there.
-func writeDurably(path string, content []byte, place func(from, to string) error) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".*.tmp") // mode 0600, O_EXCL
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // a rename has taken it away already
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := place(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir) //nolint:gosec // where the operator's file is
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

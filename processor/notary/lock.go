@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 
+	"getimmutable.dev/immutable/internal/durable"
 	"getimmutable.dev/immutable/ledger"
 )
 
@@ -45,7 +46,7 @@ func (l lockFile) check(ctx context.Context, log *rootLog, prove proveFunc) erro
 
 // write replaces the file. When it returns without an error the checkpoint is on disk and may be published.
 func (l lockFile) write(signed []byte) error {
-	if err := writeDurably(l.path, signed, os.Rename); err != nil {
+	if err := durable.Replace(l.path, signed); err != nil {
 		return fmt.Errorf("writing the lock file: %w", err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"getimmutable.dev/immutable/internal/durable"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/ledger"
 )
@@ -108,7 +109,7 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	// The file from before the rotation.
-	if err := writeDurably(cfg.KeyFile, []byte(first[0].private+"\n"), os.Rename); err != nil {
+	if err := durable.Replace(cfg.KeyFile, []byte(first[0].private+"\n")); err != nil {
 		t.Fatal(err)
 	}
 	n := start(t, cfg)
