@@ -77,10 +77,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	defer func() { _ = conn.Close() }()
 	err = s.checkSchema(ctx, conn)
-	for _, fatal := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
-		if errors.Is(err, fatal) {
-			return fmt.Errorf("query: %w", err)
-		}
+	if clickhouse.IsSchemaError(err) {
+		return fmt.Errorf("query: %w", err)
 	}
 	s.conn, s.erasures = conn, newErasures(s.view.Redactions(), s.cfg.AbsentAfter)
 	var erasing sync.WaitGroup

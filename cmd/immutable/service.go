@@ -74,10 +74,8 @@ func (s *service) checkClickHouse(ctx context.Context, cfg clickhouse.Config) er
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	err = clickhouse.CheckSchema(ctx, conn)
-	for _, fatal := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
-		if errors.Is(err, fatal) {
-			return fmt.Errorf("not starting: %w", err)
-		}
+	if clickhouse.IsSchemaError(err) {
+		return fmt.Errorf("not starting: %w", err)
 	}
 	if err != nil {
 		s.logger.WarnContext(ctx, "clickhouse does not answer; starting all the same", slog.Any("error", err))

@@ -30,6 +30,11 @@ var (
 	ErrSchemaChanged = errors.New("an applied clickhouse migration differs from this program's")
 )
 
+// IsSchemaError reports whether an error says that the tables are not this program's, which waiting does not change.
+func IsSchemaError(err error) bool {
+	return errors.Is(err, ErrSchemaOlder) || errors.Is(err, ErrSchemaNewer) || errors.Is(err, ErrSchemaChanged)
+}
+
 // ClickHouse error codes (src/Common/ErrorCodes.cpp).
 const (
 	codeUnknownTable    = 60

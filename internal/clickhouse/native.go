@@ -15,20 +15,26 @@ func Dial(ctx context.Context, cfg Config, clientName string) (*ch.Client, error
 	if err != nil {
 		return nil, err
 	}
+	native := NativeOptions(opts, clientName)
 	for _, addr := range opts.Addr {
+		native.Address = addr
 		var client *ch.Client
-		client, err = ch.Dial(ctx, ch.Options{
-			Address: addr, Database: opts.Auth.Database, User: opts.Auth.Username, Password: opts.Auth.Password, TLS: opts.TLS,
-			DialTimeout: opts.DialTimeout, HandshakeTimeout: opts.DialTimeout, ClientName: clientName, Compression: compression(opts.Compression),
-		})
-		if err == nil {
+		if client, err = ch.Dial(ctx, native); err == nil {
 			return client, nil
 		}
 	}
 	return nil, fmt.Errorf("connecting to clickhouse: %w", err)
 }
 
-// compression takes over what the DSN says; without a word there is none.
+// NativeOptions are those of such a client, but for the address and the DSN's settings.
+func NativeOptions(opts *clickhouse.Options, clientName string) ch.Options {
+	return ch.Options{
+		Database: opts.Auth.Database, User: opts.Auth.Username, Password: opts.Auth.Password, TLS: opts.TLS,
+		DialTimeout: opts.DialTimeout, HandshakeTimeout: opts.DialTimeout, ClientName: clientName, Compression: compression(opts.Compression),
+	}
+}
+
+// compression takes over what the DSN says; without a word there is none, which is the fastest on a short way.
 func compression(c *clickhouse.Compression) ch.Compression {
 	if c == nil {
 		return ch.CompressionDisabled

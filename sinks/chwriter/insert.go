@@ -59,11 +59,7 @@ func newInserter(cfg clickhouse.Config, serverTimeout time.Duration) (*inserter,
 	}
 	i := &inserter{
 		addrs: opts.Addr, serverTimeout: serverTimeout,
-		opts: ch.Options{
-			Database: opts.Auth.Database, User: opts.Auth.Username, Password: opts.Auth.Password, TLS: opts.TLS,
-			DialTimeout: opts.DialTimeout, HandshakeTimeout: opts.DialTimeout, ClientName: "immutable-chwriter",
-			Compression: compression(opts.Compression),
-		},
+		opts:   clickhouse.NativeOptions(opts, "immutable-chwriter"),
 		events: newEventColumns(), leaves: newLeafColumns(),
 	}
 	for key, value := range settings {
@@ -79,23 +75,6 @@ func settingText(v any) string {
 		return custom.Value
 	}
 	return fmt.Sprint(v)
-}
-
-// compression takes over what the DSN says; without a word there is none, which is the fastest on a short way.
-func compression(c *clickhousego.Compression) ch.Compression {
-	if c == nil {
-		return ch.CompressionDisabled
-	}
-	switch c.Method {
-	case clickhousego.CompressionLZ4:
-		return ch.CompressionLZ4
-	case clickhousego.CompressionLZ4HC:
-		return ch.CompressionLZ4HC
-	case clickhousego.CompressionZSTD:
-		return ch.CompressionZSTD
-	default:
-		return ch.CompressionDisabled
-	}
 }
 
 // connect makes sure of a connection on which the settings are in force.

@@ -179,10 +179,8 @@ func (w *Writer) checkTables(ctx context.Context) error {
 	defer func() { _ = conn.Close() }()
 	for {
 		err := clickhouse.CheckSchema(ctx, conn)
-		for _, final := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
-			if errors.Is(err, final) {
-				return err
-			}
+		if clickhouse.IsSchemaError(err) {
+			return err
 		}
 		if err == nil {
 			const query = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = 'events'"

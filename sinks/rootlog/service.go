@@ -151,10 +151,8 @@ func (w *Writer) Run(ctx context.Context) error {
 func (w *Writer) checkTables(ctx context.Context) error {
 	err := w.retry(ctx, ctx, systemClickHouse, func(ctx context.Context) error {
 		err := clickhouse.CheckSchema(ctx, w.conn)
-		for _, final := range []error{clickhouse.ErrSchemaOlder, clickhouse.ErrSchemaNewer, clickhouse.ErrSchemaChanged} {
-			if errors.Is(err, final) {
-				return &haltError{err: err}
-			}
+		if clickhouse.IsSchemaError(err) {
+			return &haltError{err: err}
 		}
 		return err
 	})
