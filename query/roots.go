@@ -140,7 +140,8 @@ func (r *roots) follow(ctx context.Context) error {
 		return fmt.Errorf("opening a reader of the notary's state: %w", err)
 	}
 	defer cl.Close()
-	start, end, err := r.bounds(ctx, cl)
+	admin := kadm.NewClient(cl)
+	start, end, err := kafka.Bounds(ctx, admin, admin.ListEndOffsets, r.topic, 0)
 	if err != nil {
 		return err
 	}
@@ -165,25 +166,6 @@ func (r *roots) follow(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-func (r *roots) bounds(ctx context.Context, cl *kgo.Client) (start, end int64, err error) {
-	admin := kadm.NewClient(cl)
-	for _, bound := range []struct {
-		offset *int64
-		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
-	}{{&start, admin.ListStartOffsets}, {&end, admin.ListEndOffsets}} {
-		offsets, err := bound.list(ctx, r.topic)
-		if err == nil {
-			err = offsets.Error()
-		}
-		o, ok := offsets.Lookup(r.topic, 0)
-		if err != nil || !ok {
-			return 0, 0, fmt.Errorf("asking for the bounds of %s: %w", r.topic, cmp.Or(err, errors.New("no answer")))
-		}
-		*bound.offset = o.Offset
-	}
-	return start, end, nil
 }
 
 func (r *roots) poll(ctx context.Context, cl *kgo.Client, next int64, take func(*kgo.Record)) (int64, error) {

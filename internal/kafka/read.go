@@ -2,10 +2,12 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -15,6 +17,31 @@ type Span struct {
 	Topic     string
 	Partition int32
 	From, To  int64
+}
+
+// Bounds returns the first offset of a partition, and its end as list says it: kadm.Client.ListEndOffsets, or
+// ListCommittedOffsets.
+func Bounds(
+	ctx context.Context, admin *kadm.Client, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32,
+) (start, end int64, err error) {
+	for _, bound := range []struct {
+		offset *int64
+		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
+	}{{&start, admin.ListStartOffsets}, {&end, list}} {
+		offsets, err := bound.list(ctx, topic)
+		o, ok := offsets.Lookup(topic, partition)
+		switch {
+		case err == nil && ok:
+			err = o.Err
+		case err == nil:
+			err = errors.New("no answer")
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("asking for the bounds of %s: %w", topic, err)
+		}
+		*bound.offset = o.Offset
+	}
+	return start, end, nil
 }
 
 // Read gives the committed records of each span to use, those of one partition in order and never two at a time, until use

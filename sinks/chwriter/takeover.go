@@ -232,22 +232,5 @@ func (p *partition) checkSame(ctx context.Context, b *batch) error {
 // bounds returns the first offset that the topic has of a partition, and the one after its last.
 func (w *Writer) bounds(ctx context.Context, id int32) (start, end int64, err error) {
 	admin := kadm.NewClient(w.client)
-	for _, bound := range []struct {
-		offset *int64
-		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
-	}{{&start, admin.ListStartOffsets}, {&end, admin.ListEndOffsets}} {
-		offsets, err := bound.list(ctx, w.topic)
-		if err != nil {
-			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", err)
-		}
-		o, ok := offsets.Lookup(w.topic, id)
-		if !ok {
-			return 0, 0, errors.New("asking for the topic's bounds: no answer")
-		}
-		if o.Err != nil {
-			return 0, 0, fmt.Errorf("asking for the topic's bounds: %w", o.Err)
-		}
-		*bound.offset = o.Offset
-	}
-	return start, end, nil
+	return kafka.Bounds(ctx, admin, admin.ListEndOffsets, w.topic, id)
 }

@@ -134,7 +134,7 @@ func (r *anchors) attempt(ctx context.Context, admin *kadm.Client) (*anchor, err
 
 // readState reads on to the end of what is committed.
 func (r *anchors) readState(ctx context.Context, admin *kadm.Client, s *notaryState) error {
-	start, end, err := bounds(ctx, admin, r.state)
+	start, end, err := kafka.Bounds(ctx, admin, admin.ListCommittedOffsets, r.state, 0)
 	if err != nil {
 		return err
 	}
@@ -167,28 +167,6 @@ func (r *anchors) readSpan(ctx context.Context, span kafka.Span, use func(*kgo.R
 		use(rec)
 		return true
 	}, append(slices.Clone(r.opts), kgo.FetchMaxBytes(4<<20), kgo.FetchMaxPartitionBytes(4<<20))...)
-}
-
-// bounds are the first offset of a topic's one partition, and the end of what is committed.
-func bounds(ctx context.Context, admin *kadm.Client, topic string) (start, end int64, err error) {
-	for _, b := range []struct {
-		offset *int64
-		list   func(context.Context, ...string) (kadm.ListedOffsets, error)
-	}{{&start, admin.ListStartOffsets}, {&end, admin.ListCommittedOffsets}} {
-		listed, err := b.list(ctx, topic)
-		if err == nil {
-			err = listed.Error()
-		}
-		o, ok := listed.Lookup(topic, 0)
-		if err == nil && !ok {
-			err = errors.New("no answer")
-		}
-		if err != nil {
-			return 0, 0, fmt.Errorf("asking for the bounds of %s: %w", topic, err)
-		}
-		*b.offset = o.Offset
-	}
-	return start, end, nil
 }
 
 // take takes in a record of notary_state.
@@ -251,7 +229,7 @@ const tailRecords = 128
 
 // newestEpoch reads the newest epoch of the root log that has this state; nil while it has none.
 func (r *anchors) newestEpoch(ctx context.Context, admin *kadm.Client, log *ledger.Head) (*ledger.Entry, error) {
-	start, end, err := bounds(ctx, admin, r.checkpoints)
+	start, end, err := kafka.Bounds(ctx, admin, admin.ListCommittedOffsets, r.checkpoints, 0)
 	if err != nil {
 		return nil, err
 	}
