@@ -206,7 +206,7 @@ func (v *bundleVerifier) epoch() {
 		return
 	}
 	v.result.Epoch = e
-	if leaf, err := v.Leaf(); err == nil && time.UnixMicro(leaf.RecordedAt).After(e.Time.Add(maxClockSkew)) {
+	if leaf, err := v.Leaf(); err == nil && time.UnixMicro(leaf.RecordedAt).After(e.Time.Add(MaxClockSkew)) {
 		v.fault(TimeAnomaly, nil, "recorded at %s, and covered by an epoch of %s", v.RecordedAt, e.Time.Format(timeLayout))
 	}
 	if err := v.Map.VerifyPresent(v.Chain, v.Size, v.Root, e.Epoch.MapRoot); err != nil {

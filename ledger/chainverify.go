@@ -276,7 +276,7 @@ func (v *ChainVerifier) checkTime(r *row) {
 		if len(marks) == 0 || marks[0].Covered.IsZero() {
 			continue
 		}
-		if at := time.UnixMicro(r.RecordedAt); at.After(marks[0].Covered.Add(maxClockSkew)) {
+		if at := time.UnixMicro(r.RecordedAt); at.After(marks[0].Covered.Add(MaxClockSkew)) {
 			v.fault(TimeAnomaly, r.Sequence, r.Sequence, r.ID, fmt.Sprintf("recorded at %s, and covered by an epoch of %s",
 				at.UTC().Format(timeLayout), marks[0].Covered.UTC().Format(timeLayout)))
 			return

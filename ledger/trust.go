@@ -266,8 +266,8 @@ func (t *Trust) WithoutQuorum() *Trust {
 	return &without
 }
 
-// maxClockSkew is how far a witness's clock may be ahead.
-const maxClockSkew = 5 * time.Minute
+// MaxClockSkew is how far the clock of whoever made a leaf, an epoch or a cosignature may be ahead.
+const MaxClockSkew = 5 * time.Minute
 
 // madeBefore says whether a cosignature has a time, which is limit at the latest.
 func madeBefore(sig note.Signature, limit time.Time) bool {

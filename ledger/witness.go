@@ -164,7 +164,7 @@ func (t *Trust) count(sigs []note.Signature, now time.Time) (witnesses []string,
 	cosigned := map[note.Verifier]bool{}
 	for _, sig := range sigs {
 		for _, w := range t.witnesses {
-			if sig.Name == w.Name() && sig.Hash == w.KeyHash() && !cosigned[w.Verifier] && madeBefore(sig, now.Add(maxClockSkew)) {
+			if sig.Name == w.Name() && sig.Hash == w.KeyHash() && !cosigned[w.Verifier] && madeBefore(sig, now.Add(MaxClockSkew)) {
 				cosigned[w.Verifier] = true
 				witnesses = append(witnesses, keyID(w))
 			}
@@ -216,8 +216,8 @@ func (w Witness) Cosignature(signed, answer []byte, now time.Time) (line []byte,
 		return nil, fmt.Errorf("%w: %w", ErrCosignature, err)
 	case at.Unix() <= 0:
 		return nil, fmt.Errorf("%w: it has no time", ErrCosignature)
-	case at.After(now.Add(maxClockSkew)):
-		return nil, fmt.Errorf("%w: it is from %s, more than %s ahead", ErrCosignature, at.UTC().Format(time.RFC3339), maxClockSkew)
+	case at.After(now.Add(MaxClockSkew)):
+		return nil, fmt.Errorf("%w: it is from %s, more than %s ahead", ErrCosignature, at.UTC().Format(time.RFC3339), MaxClockSkew)
 	}
 	return fmt.Appendf(nil, "— %s %s\n", sig.Name, sig.Base64), nil
 }

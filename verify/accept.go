@@ -159,7 +159,7 @@ func (a *acceptance) checkAge(p *replay) {
 		a.report.undecided("%v", errNoEpoch)
 		return
 	}
-	if e.Time.After(a.cfg.Now.Add(maxClockSkew)) {
+	if e.Time.After(a.cfg.Now.Add(ledger.MaxClockSkew)) {
 		a.report.faultf(ledger.TimeAnomaly, "the newest epoch is of %s, which is ahead of this machine's clock", e.Time.Format(time.RFC3339))
 	}
 	a.report.Checkpoint.Epoch, a.report.Checkpoint.EpochTime = e.Index, e.Time
@@ -171,9 +171,6 @@ func (a *acceptance) checkAge(p *replay) {
 		a.report.notChecked("the age of the newest epoch: it is %s old", age)
 	}
 }
-
-// maxClockSkew is how far an epoch may be ahead of this machine's clock.
-const maxClockSkew = 5 * time.Minute
 
 // evidence is the file that proves a fork: two notes that one key has signed.
 type evidence struct {

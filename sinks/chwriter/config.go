@@ -1,6 +1,7 @@
 package chwriter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -48,24 +49,17 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.BatchRows, 50_000)
-	setDefault(&c.BatchBytes, 16<<20)
-	setDefault(&c.Linger, 200*time.Millisecond)
-	setDefault(&c.QueueBytes, 16<<20)
-	setDefault(&c.FetchBytes, 8<<20)
-	setDefault(&c.Inserters, 2)
-	setDefault(&c.VerifyEvery, 64)
-	setDefault(&c.InsertTimeout, time.Minute)
-	setDefault(&c.SessionTimeout, 10*time.Second)
-	setDefault(&c.DrainTimeout, 10*time.Second)
+	c.BatchRows = cmp.Or(c.BatchRows, 50_000)
+	c.BatchBytes = cmp.Or(c.BatchBytes, 16<<20)
+	c.Linger = cmp.Or(c.Linger, 200*time.Millisecond)
+	c.QueueBytes = cmp.Or(c.QueueBytes, 16<<20)
+	c.FetchBytes = cmp.Or(c.FetchBytes, 8<<20)
+	c.Inserters = cmp.Or(c.Inserters, 2)
+	c.VerifyEvery = cmp.Or(c.VerifyEvery, 64)
+	c.InsertTimeout = cmp.Or(c.InsertTimeout, time.Minute)
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, 10*time.Second)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 10*time.Second)
 	return c
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
-	}
 }
 
 // Validate says what is wrong with c. It reads the files that c.ClickHouse names.

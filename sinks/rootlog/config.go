@@ -1,6 +1,7 @@
 package rootlog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -33,19 +34,12 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.BatchRecords, 1_000)
-	setDefault(&c.FetchBytes, 8<<20)
-	setDefault(&c.InsertTimeout, 30*time.Second)
-	setDefault(&c.SessionTimeout, 10*time.Second)
-	setDefault(&c.DrainTimeout, 10*time.Second)
+	c.BatchRecords = cmp.Or(c.BatchRecords, 1_000)
+	c.FetchBytes = cmp.Or(c.FetchBytes, 8<<20)
+	c.InsertTimeout = cmp.Or(c.InsertTimeout, 30*time.Second)
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, 10*time.Second)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 10*time.Second)
 	return c
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
-	}
 }
 
 // Validate says what is wrong with c. It reads the files that c.ClickHouse names.

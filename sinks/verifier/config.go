@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -52,29 +53,22 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.Interval, 5*time.Minute)
-	setDefault(&c.NewestLeaves, 50_000)
-	setDefault(&c.HistoryLeaves, 50_000)
-	setDefault(&c.SliceLeaves, 2_048)
-	setDefault(&c.SliceBytes, 16<<20)
-	setDefault(&c.Settle, 10*time.Second)
-	setDefault(&c.WithheldWait, 10*time.Minute)
-	setDefault(&c.RunTimeout, 15*time.Minute)
-	setDefault(&c.StatementTimeout, 30*time.Second)
-	setDefault(&c.RetryAfter, min(30*time.Second, c.Interval))
-	setDefault(&c.Priority, 10)
-	setDefault(&c.MaxEvents, 20)
-	setDefault(&c.MaxFaults, 10_000)
-	setDefault(&c.MaxAgain, 32)
-	setDefault(&c.DrainTimeout, 2*time.Second)
+	c.Interval = cmp.Or(c.Interval, 5*time.Minute)
+	c.NewestLeaves = cmp.Or(c.NewestLeaves, 50_000)
+	c.HistoryLeaves = cmp.Or(c.HistoryLeaves, 50_000)
+	c.SliceLeaves = cmp.Or(c.SliceLeaves, 2_048)
+	c.SliceBytes = cmp.Or(c.SliceBytes, 16<<20)
+	c.Settle = cmp.Or(c.Settle, 10*time.Second)
+	c.WithheldWait = cmp.Or(c.WithheldWait, 10*time.Minute)
+	c.RunTimeout = cmp.Or(c.RunTimeout, 15*time.Minute)
+	c.StatementTimeout = cmp.Or(c.StatementTimeout, 30*time.Second)
+	c.RetryAfter = cmp.Or(c.RetryAfter, min(30*time.Second, c.Interval))
+	c.Priority = cmp.Or(c.Priority, 10)
+	c.MaxEvents = cmp.Or(c.MaxEvents, 20)
+	c.MaxFaults = cmp.Or(c.MaxFaults, 10_000)
+	c.MaxAgain = cmp.Or(c.MaxAgain, 32)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 2*time.Second)
 	return c
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
-	}
 }
 
 // Validate says what is wrong with c. It reads the files that c.ClickHouse names.
