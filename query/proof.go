@@ -86,18 +86,16 @@ func (s *Service) provables(ctx context.Context, workspace [16]byte, st *stateme
 
 // provable returns an event by its id; nil if there is none.
 func (s *Service) provable(ctx context.Context, workspace, id [16]byte) (*provableRow, error) {
-	list, err := s.provables(ctx, workspace, provableStatement(workspace, id))
-	if err != nil || len(list) == 0 {
-		return nil, err
+	for _, recorded := range recordedIn(id) {
+		list, err := s.provables(ctx, workspace, byID(provableColumns, workspace, id, recorded))
+		if err != nil {
+			return nil, err
+		}
+		if len(list) > 0 {
+			return &list[0], nil
+		}
 	}
-	return &list[0], nil
-}
-
-func provableStatement(workspace, id [16]byte) *statement {
-	st := selectFrom(provableColumns, "events", workspace)
-	st.and("id = ", st.bindID(id))
-	st.write("\nLIMIT 1")
-	return st
+	return nil, nil //nolint:nilnil // nil is documented
 }
 
 // redactionsStatement asks for the redactions of an event, which are in its chain after it.

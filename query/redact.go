@@ -144,17 +144,22 @@ func (s *Service) target(ctx context.Context, workspace, id [16]byte) (*target, 
 	ctx, cancel := context.WithTimeout(ctx, targetTimeout)
 	defer cancel()
 	var found *target
-	st := targetStatement(workspace, id, limits{timeout: targetTimeout})
-	err := s.run(ctx, statementTarget, st, func(rows driver.Rows) error {
-		found = new(target)
-		var disclosure []byte
-		err := rows.Scan(&found.kind, &found.recordedAt, (*[16]byte)(&found.chain), &found.content.Body, &disclosure)
-		if err == nil && len(disclosure) > 0 {
-			found.content.Disclosure, err = ledger.ParseDisclosure(disclosure)
+	for _, recorded := range recordedIn(id) {
+		st := byID(targetColumns, workspace, id, recorded).settings(limits{timeout: targetTimeout})
+		err := s.run(ctx, statementTarget, st, func(rows driver.Rows) error {
+			found = new(target)
+			var disclosure []byte
+			err := rows.Scan(&found.kind, &found.recordedAt, (*[16]byte)(&found.chain), &found.content.Body, &disclosure)
+			if err == nil && len(disclosure) > 0 {
+				found.content.Disclosure, err = ledger.ParseDisclosure(disclosure)
+			}
+			return err
+		})
+		if found != nil || err != nil {
+			return found, err
 		}
-		return err
-	})
-	return found, err
+	}
+	return nil, nil //nolint:nilnil // nil is documented
 }
 
 // laneOf returns which of a workspace's lanes a chain is.

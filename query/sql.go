@@ -1,6 +1,7 @@
 package query
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -120,12 +122,25 @@ func countStatement(workspace [16]byte, f *filter, l limits) *statement {
 	return s.settings(l)
 }
 
-// eventStatement returns one event.
-func eventStatement(workspace, id [16]byte, l limits) *statement {
-	s := selectFrom(pageColumns, "events", workspace)
+// recordedIn are the spans of recorded_at in which an event is looked for by its id, one after the other until it is found. A
+// UUIDv7 begins with the millisecond in which its event was recorded, and the index on recorded_at leaves the filter on ids a
+// few granules of all. The last span is open: an event whose recorded_at was changed is still found.
+func recordedIn(id [16]byte) []span {
+	if uuid.UUID(id).Version() != 7 {
+		return []span{{}}
+	}
+	from := int64(binary.BigEndian.Uint64(id[:8])>>16) * 1000
+	to := from + 999
+	return []span{{&from, &to}, {}}
+}
+
+// byID begins a statement for the event of an id, among those recorded in a span of time.
+func byID(columns string, workspace, id [16]byte, recorded span) *statement {
+	s := selectFrom(columns, "events", workspace)
+	s.between("recorded_at", recorded)
 	s.and("id = ", s.bindID(id))
 	s.write("\nLIMIT 1")
-	return s.settings(l)
+	return s
 }
 
 // leafKey is the primary key of leaves.
@@ -182,13 +197,8 @@ func (ids eventIDs) String() string {
 
 func (s *statement) bindIDs(ids eventIDs) string { return s.bind("Array(FixedString(16))", ids) }
 
-// targetStatement returns what a redaction has to know of an event.
-func targetStatement(workspace, id [16]byte, l limits) *statement {
-	s := selectFrom("kind, recorded_at, chain, body, disclosure", "events", workspace)
-	s.and("id = ", s.bindID(id))
-	s.write("\nLIMIT 1")
-	return s.settings(l)
-}
+// targetColumns are what a redaction has to know of an event.
+const targetColumns = "kind, recorded_at, chain, body, disclosure"
 
 // erasedStatement returns the disclosures of those events that are there.
 func erasedStatement(workspace [16]byte, ids eventIDs, l limits) *statement {

@@ -3,12 +3,14 @@ package query
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/google/uuid"
 
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/ledger"
@@ -53,6 +55,7 @@ func TestStatements(t *testing.T) {
 	)
 	after := &position{at: 1_767_225_600_000_001, id: [16]byte{1, 15: 2}}
 	chain := ledger.ChainID{0xc0, 15: 1}
+	v7 := [16]byte(uuid.MustParse("019ac0ff-ee00-7000-8000-000000000000"))
 	second := limits{timeout: 4 * time.Second}
 	oldest := request(values("order", "asc"))
 	for name, s := range map[string]*statement{
@@ -63,14 +66,15 @@ func TestStatements(t *testing.T) {
 		"page-targets.sql":    pageStatement(workspace, request(values("target_type", "user")), nil, 25, second),
 		"count.sql": countStatement(workspace, &request(everything).filter,
 			limits{timeout: 250 * time.Millisecond, rows: 500_000}),
-		"event.sql":  eventStatement(workspace, [16]byte{1, 15: 2}, second),
-		"leaves.sql": leavesStatement(workspace, leafKeys{{[16]byte{0xff, 15: 0x27}, 7}, {[16]byte{1}, 6}}, second),
+		"event.sql":    byID(pageColumns, workspace, [16]byte{1, 15: 2}, span{}).settings(second),
+		"event-v7.sql": byID(pageColumns, workspace, v7, recordedIn(v7)[0]).settings(second),
+		"leaves.sql":   leavesStatement(workspace, leafKeys{{[16]byte{0xff, 15: 0x27}, 7}, {[16]byte{1}, 6}}, second),
 		"level-0.sql": levelStatement(chainTree(workspace, chain), 0,
 			[]ledger.Span{{From: 300, To: 301}, {From: 256, To: 288}, {From: 288, To: 300}, {From: 1, To: 2}}, second),
 		"level-2.sql": levelStatement(chainTree(workspace, chain), 2, []ledger.Span{{Level: 2, From: 4, To: 6}, {Level: 2, From: 0, To: 1}}, second),
 		"spine.sql":   spineStatement(workspace, chain, 10, 138, 266, second),
 		"bodies.sql":  bodiesStatement(workspace, chain, 10, 137, 266, second),
-		"proof.sql":   provableStatement(workspace, [16]byte{1, 15: 2}).settings(second),
+		"proof.sql":   byID(provableColumns, workspace, [16]byte{1, 15: 2}, span{}).settings(second),
 		"redactions.sql": redactionsStatement(workspace, &provableRow{
 			bodyRow: bodyRow{id: [16]byte{1, 15: 2}, sequence: 7}, leaf: leafRow{chain: chain},
 		}).settings(second),
@@ -143,6 +147,7 @@ func TestIndexes(t *testing.T) {
 func TestTreeIndexes(t *testing.T) {
 	r := newRig(t)
 	c, _ := r.synthetic(r.tenant, 40_000, 1)
+	v7 := syntheticID(20_000, syntheticStart+20_000)
 	for _, tc := range []struct {
 		statement *statement
 		says      string
@@ -151,11 +156,26 @@ func TestTreeIndexes(t *testing.T) {
 		{levelStatement(chainTree(r.workspace.ID, c.Chain), 1, []ledger.Span{{Level: 1, From: 2, To: 4}}, limits{timeout: time.Second}), "sequence in 2-element set"},
 		{spineStatement(r.workspace.ID, c.Chain, 20_000, 20_128, 266, limits{timeout: time.Second}), "sequence in"},
 		{bodiesStatement(r.workspace.ID, c.Chain, 20_000, 20_127, 266, limits{timeout: time.Second}), "sequence_minmax"},
-		{provableStatement(r.workspace.ID, [16]byte{1}).settings(limits{timeout: time.Second}), "id_bloom"},
+		{byID(provableColumns, r.workspace.ID, [16]byte{1}, span{}).settings(limits{timeout: time.Second}), "id_bloom"},
+		{byID(provableColumns, r.workspace.ID, v7, recordedIn(v7)[0]).settings(limits{timeout: time.Second}), "recorded_at_minmax"},
 		{redactionsStatement(r.workspace.ID, &provableRow{leaf: leafRow{chain: c.Chain}}).settings(limits{timeout: time.Second}), "metadata_values_bloom"},
 	} {
 		if plan := r.explain(tc.statement); !strings.Contains(plan, tc.says) {
 			t.Errorf("%s\nits plan does not say %q:\n%s", tc.statement.text.String(), tc.says, plan)
+		}
+	}
+}
+
+// TestEventByTime: an event is found by its id though its recorded_at is not the one in the id, where it was looked for first.
+func TestEventByTime(t *testing.T) {
+	r := newRig(t)
+	sent := r.newLoader(r.tenant).add(`{"actor_id":"a","action":"x","resource":"r","resource_id":"i"}`)
+	for _, changed := range []string{"", "ALTER TABLE events UPDATE recorded_at = recorded_at + 3600 WHERE true SETTINGS mutations_sync = 1"} {
+		if changed != "" {
+			r.exec(t.Context(), changed)
+		}
+		if a := r.get(r.tenant, "/api/v1/events/"+sent[0].id, nil); a.status != http.StatusOK {
+			t.Errorf("%q: %d %s", changed, a.status, a.body)
 		}
 	}
 }

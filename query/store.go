@@ -126,7 +126,14 @@ func (s *Service) count(ctx context.Context, workspace [16]byte, f *filter) (*ui
 
 // event returns one event, or none.
 func (s *Service) event(ctx context.Context, workspace, id [16]byte) ([]row, error) {
-	return s.events(ctx, statementEvent, workspace, eventStatement(workspace, id, limits{timeout: s.cfg.RequestTimeout}), 1)
+	for _, recorded := range recordedIn(id) {
+		st := byID(pageColumns, workspace, id, recorded).settings(limits{timeout: s.cfg.RequestTimeout})
+		found, err := s.events(ctx, statementEvent, workspace, st, 1)
+		if len(found) > 0 || err != nil {
+			return found, err
+		}
+	}
+	return nil, nil
 }
 
 // leaves returns the hashes of the events' leaves and of those before them. The writer inserts leaves before events, so
