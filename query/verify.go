@@ -41,12 +41,14 @@ type found struct {
 // verdict is GET /verify.
 type verdict struct {
 	// Valid is true where everything that was asked for was checked and nothing was found.
-	Valid         bool             `json:"valid"`
-	Complete      bool             `json:"complete"`
-	EventsChecked uint64           `json:"events_checked"`
-	Unchecked     uint64           `json:"leaves_unchecked"`
-	Breaks        []found          `json:"breaks"`
-	Checkpoint    *verdictSnapshot `json:"checkpoint"`
+	Valid         bool   `json:"valid"`
+	Complete      bool   `json:"complete"`
+	EventsChecked uint64 `json:"events_checked"`
+	Unchecked     uint64 `json:"leaves_unchecked"`
+	// Uncovered are those checked that are newer than the checkpoint: their chain holds, and nothing signed says that they are all, or genuine.
+	Uncovered  uint64           `json:"leaves_uncovered"`
+	Breaks     []found          `json:"breaks"`
+	Checkpoint *verdictSnapshot `json:"checkpoint"`
 }
 
 // verdictSnapshot is what the chains were compared with.
@@ -121,7 +123,7 @@ func (s *Service) verify(ctx context.Context, workspace [16]byte, r *http.Reques
 		}
 	}
 	return inData(verdict{
-		Valid: v.complete && len(v.breaks) == 0, Complete: v.complete, EventsChecked: v.events, Unchecked: v.unchecked,
+		Valid: v.complete && len(v.breaks) == 0, Complete: v.complete, EventsChecked: v.events, Unchecked: v.unchecked, Uncovered: v.uncovered,
 		Breaks: slices.Concat([]found{}, v.breaks), Checkpoint: v.checkpoint,
 	})
 }
@@ -254,6 +256,7 @@ type verifier struct {
 	complete   bool
 	events     uint64
 	unchecked  uint64
+	uncovered  uint64
 	breaks     []found
 	checkpoint *verdictSnapshot
 }
@@ -297,6 +300,9 @@ func (v *verifier) chain(ctx context.Context, e extent) error {
 		return err
 	}
 	c.missing(end)
+	if covered := max(e.from, e.size); end > covered {
+		v.uncovered += end - covered
+	}
 	if v.unchecked += e.to - end; end < e.to {
 		v.complete = false
 	}

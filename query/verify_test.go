@@ -224,16 +224,16 @@ func TestVerify(t *testing.T) {
 	l := r.newLoader(r.tenant)
 	n := r.newNotary()
 	all := l.add(manyBodies(900)...)
-	if v := r.verdict("", 200); !v.Valid || !v.Complete || v.EventsChecked != 900 || v.Checkpoint != nil || v.Breaks == nil {
+	if v := r.verdict("", 200); !v.Valid || !v.Complete || v.EventsChecked != 900 || v.Checkpoint != nil || v.Breaks == nil || v.Uncovered < 900 {
 		t.Errorf("without a checkpoint: %+v", v)
 	}
 	n.sign(l.chains())
 	v := r.verdict("", 200)
-	if !v.Valid || v.EventsChecked != 900 || v.Checkpoint == nil || v.Checkpoint.Size != n.Log.Size || v.Checkpoint.Root != n.Log.Root() {
+	if !v.Valid || v.EventsChecked != 900 || v.Uncovered != 0 || v.Checkpoint == nil || v.Checkpoint.Size != n.Log.Size || v.Checkpoint.Root != n.Log.Root() {
 		t.Errorf("%+v", v)
 	}
 	l.add(manyBodies(50)...) // not covered by a checkpoint yet
-	if v := r.verdict("", 200); !v.Valid || v.EventsChecked != 950 {
+	if v := r.verdict("", 200); !v.Valid || v.EventsChecked != 950 || v.Uncovered != 50 {
 		t.Errorf("with some that are newer: %+v", v)
 	}
 	// A limit that was reached is no pass.

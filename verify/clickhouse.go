@@ -84,6 +84,9 @@ func (v *tableVerifier) run(ctx context.Context) error {
 		}
 	}
 	v.checkForgotten(old, results)
+	if err := v.checkTail(ctx); err != nil {
+		return err
+	}
 	if err := v.checkInput(ctx, results); err != nil {
 		return err
 	}

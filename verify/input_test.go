@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/schemas/recordpb"
 	"getimmutable.dev/immutable/verify"
@@ -49,6 +51,66 @@ func TestInputAccounting(t *testing.T) {
 				t.Errorf("want %s: %s", want, r.Text())
 			}
 		})
+	}
+}
+
+// TestTail: of the leaves that no epoch covers, those that the ledger topic does not have were inserted.
+func TestTail(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 20)
+	l.Epoch()
+	l.Events(c, 6)
+	cluster := kafkatest.Start(t)
+	var records []*kgo.Record
+	for i := range c.Leaves[:25] {
+		leaf := &c.Leaves[i]
+		for uint64(len(records)) < leaf.LedgerOffset { // where a transaction's marker would be
+			records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1})
+		}
+		hash := leaf.Hash
+		if i == 23 {
+			hash[0] ^= 1 // another leaf was sealed there
+		}
+		value, err := proto.Marshal(&recordpb.Sealed{Chain: c.ID[:], Sequence: leaf.Sequence, LeafHash: hash[:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1, Value: value})
+	}
+	retry, err := proto.Marshal(&recordpb.Event{Keyed: true, Id: c.Leaves[5].ID[:]}) // there is no gap in the input
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range c.Leaves[26].Offset + 1 {
+		records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: retry})
+	}
+	cluster.Produce(t, records...)
+	// The last leaf is one that no epoch ever comes to.
+	c.Leaves[26].LedgerOffset = 1 << 60
+	s := newTables(t, l)
+	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inserted []uint64
+	for _, f := range r.Faults {
+		if f.Verdict == ledger.Inserted && *f.Chain == c.ID && f.EventID != "" {
+			inserted = append(inserted, *f.Sequence)
+		}
+	}
+	slices.Sort(inserted)
+	if want := []uint64{23, 25, 26}; r.Exit != verify.ExitTampered || !slices.Equal(inserted, want) {
+		t.Errorf("inserted %v, want %v:\n%s", inserted, want, r.Text())
+	}
+	// Without Kafka it says that it does not know.
+	r = s.verify(s.config())
+	if text := r.Text(); r.Exit != verify.ExitVerified || !strings.Contains(text, "6 leaves that no signed epoch covers yet were sealed") {
+		t.Error(text)
+	}
+	s.exec("ALTER TABLE leaves UPDATE recorded_at = recorded_at - 600 WHERE sequence = 26")
+	if text := s.verify(s.config()).Text(); !strings.Contains(text, "1 leaves that no signed epoch covers were recorded more than") {
+		t.Error(text)
 	}
 }
 
