@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -94,18 +95,26 @@ func hang(t *testing.T, broker *realkafka.Cluster, topic string, partition int32
 	}
 }
 
+// diagnosis is what immutable check says.
+func (s *services) diagnosis(t *testing.T) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	defer cancel()
+	// With a problem its status is 1.
+	out, err := exec.CommandContext(ctx, immutable(t), flattenArgs([]any{"check", s.target(), s.tableFlags(), s.layoutFlags()})...).CombinedOutput()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // aborts is the command that ends a hanging transaction.
 var aborts = regexp.MustCompile(`kafka-transactions\.sh --bootstrap-server \S+ abort --topic (\S+) --partition (\d+) --start-offset (\d+)`)
 
 // endHanging does what the commands that immutable check names do, through Kafka's API, and returns how many there were.
 func (s *services) endHanging(t *testing.T, admin *kadm.Client) int {
 	t.Helper()
-	// With a problem its status is 1.
-	out, err := exec.CommandContext(t.Context(), immutable(t), flattenArgs([]any{"check", s.target(), s.tableFlags(), s.layoutFlags()})...).CombinedOutput()
-	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
-		t.Fatal(err)
-	}
-	commands := aborts.FindAllSubmatch(out, -1)
+	commands := aborts.FindAllSubmatch(s.diagnosis(t), -1)
 	for _, command := range commands {
 		var partition int32
 		var from int64

@@ -43,6 +43,12 @@ func TestOutages(t *testing.T) { //nolint:tparallel // one fault follows the oth
 	l := s.startLoad(t, loadgen.Config{Seed: 701, KeyedPercent: 100},
 		loadgen.ClientConfig{EventsPerRequest: 5, EventsPerSecond: 200, RequestTimeout: answered}, 100_000_000)
 
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("check:\n%s", s.diagnosis(t))
+		}
+	})
+
 	t.Run("clickhouse killed", func(t *testing.T) {
 		l.acknowledges(t, 200)
 		tables.kill(t)

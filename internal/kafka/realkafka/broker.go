@@ -144,13 +144,16 @@ func (c *Cluster) properties(b *broker, cfg Config) map[string]string {
 
 func (b *broker) propertiesFile() string { return filepath.Join(b.dir, "server.properties") }
 
+func (b *broker) loggingFile() string { return filepath.Join(b.dir, "log4j2.properties") }
+
 // format writes the broker's configuration and prepares its data folder.
 func (b *broker) format(ctx context.Context, properties map[string]string, sec *security) error {
 	var file bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
 		fmt.Fprintf(&file, "%s=%s\n", name, properties[name])
 	}
-	if err := os.WriteFile(b.propertiesFile(), file.Bytes(), 0o600); err != nil {
+	err := errors.Join(os.WriteFile(b.propertiesFile(), file.Bytes(), 0o600), os.WriteFile(b.loggingFile(), log4j, 0o600))
+	if err != nil {
 		return err
 	}
 	args := []string{
@@ -180,7 +183,7 @@ func (b *broker) start(ctx context.Context) error {
 	started := b.log.expect("Kafka Server started")
 	b.cmd = exec.Command("java", //nolint:noctx,gosec // it outlives ctx, and nothing in it is what a user chose
 		"-Xms64m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-		"-Dlog4j2.configurationFile="+filepath.Join(b.jars, "log4j2.properties"),
+		"-Dlog4j2.configurationFile="+b.loggingFile(),
 		"-cp", filepath.Join(b.jars, "libs", "*"), "kafka.Kafka", b.propertiesFile())
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.SysProcAttr = b.log, b.log, procAttr()
 	done, forked := make(chan struct{}), make(chan error)

@@ -4,7 +4,6 @@ import (
 	"context"
 	_ "embed" // pom.xml, log4j2.properties
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,8 +34,7 @@ func requireJava(tb testing.TB) {
 	}
 }
 
-// resolve returns the folder that holds the broker's jars and log4j2.properties. The first call on a machine fetches
-// them with Maven, into the user's cache; test binaries that call it at the same time wait for that one.
+// resolve returns the folder that holds the broker's jars. The first call on a machine fetches them with Maven, into the user's cache; test binaries that call it at the same time wait for that one.
 func resolve(ctx context.Context) (string, error) {
 	var project struct {
 		Version string `xml:"properties>kafka.version"`
@@ -79,11 +77,7 @@ func fetch(ctx context.Context, parent, dir string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(unfinished) }()
-	err = errors.Join(
-		os.WriteFile(filepath.Join(unfinished, "pom.xml"), pom, 0o600),
-		os.WriteFile(filepath.Join(unfinished, "log4j2.properties"), log4j, 0o600),
-	)
-	if err != nil {
+	if err := os.WriteFile(filepath.Join(unfinished, "pom.xml"), pom, 0o600); err != nil {
 		return err
 	}
 	mvn := exec.CommandContext(ctx, "mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime",
