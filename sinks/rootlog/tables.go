@@ -179,7 +179,7 @@ func (w *Writer) insert(ctx context.Context, table, token string, fill func(driv
 	return nil
 }
 
-// missing returns those of checkpoints that the table lacks.
+// missing returns those of checkpoints that the table lacks, each once.
 func (w *Writer) missing(ctx context.Context, checkpoints []*checkpoint) (missing []*checkpoint, err error) {
 	first, last := checkpoints[0].GetSize(), checkpoints[0].GetSize()
 	for _, c := range checkpoints {
@@ -209,6 +209,7 @@ func (w *Writer) missing(ctx context.Context, checkpoints []*checkpoint) (missin
 			return nil, halt(haltTables, "checkpoints has root %x at size %d, and the topic %x: rows were changed", root, c.GetSize(), c.root)
 		}
 		if !there {
+			have[c.key()] = c.root // the next that says the same is not another
 			missing = append(missing, c)
 		}
 	}
