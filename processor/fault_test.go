@@ -47,6 +47,7 @@ func endTxnTakesEffect(t *testing.T, c *kafkatest.Cluster, answer func(*kmsg.End
 }
 
 func TestFaults(t *testing.T) {
+	long(t)
 	fault := func(f func(c *kafkatest.Cluster) kfake.Fault) func(*testing.T, *kafkatest.Cluster) func() int {
 		return func(_ *testing.T, c *kafkatest.Cluster) func() int { return c.Fake.Fault(f(c)).Hits }
 	}

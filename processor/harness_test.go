@@ -183,3 +183,11 @@ func produce(tb testing.TB, c *kafkatest.Cluster, first, n int) {
 	}
 	c.Produce(tb, records...)
 }
+
+// long skips a test of more than a second or two in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
+}

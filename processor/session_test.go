@@ -30,7 +30,10 @@ var scenarios = []struct {
 }
 
 func TestScenarios(t *testing.T) {
-	for _, s := range scenarios {
+	for i, s := range scenarios {
+		if testing.Short() && i > 0 {
+			break
+		}
 		t.Run(s.name, func(t *testing.T) { s.run(t, kafkatest.Start(t)) })
 	}
 }

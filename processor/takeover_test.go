@@ -21,6 +21,7 @@ import (
 // A transaction is aborted while a take-over waits for its end: the last record before the high watermark is one that no
 // reader is given.
 func TestTakeOverReadsToTheEndOfAnAbortedTransaction(t *testing.T) {
+	long(t)
 	for _, topic := range []string{schemas.TopicHeads, schemas.TopicDedup, schemas.TopicLedger} {
 		t.Run(topic, func(t *testing.T) {
 			c := kafkatest.Start(t)

@@ -100,6 +100,7 @@ func silent(t *testing.T) (addr string) {
 }
 
 func TestClickHouseHangs(t *testing.T) {
+	long(t)
 	addr := silent(t)
 	r := newRig(t, func(c *Config) { c.ClickHouse = clickhouse.Config{DSN: "clickhouse://" + addr + "/db"} })
 	r.started()
@@ -108,6 +109,7 @@ func TestClickHouseHangs(t *testing.T) {
 
 // TestClickHouseFreezes: connections that are open and lead nowhere any more.
 func TestClickHouseFreezes(t *testing.T) {
+	long(t)
 	p := newProxy(t)
 	r := newRig(t, func(c *Config) {
 		p.target = strings.TrimSuffix(strings.SplitN(c.ClickHouse.DSN, "@", 2)[1], "/"+c.ClickHouse.DSN[strings.LastIndex(c.ClickHouse.DSN, "/")+1:])

@@ -219,6 +219,7 @@ func drawQuery(rt *rapid.T, events []oracle) url.Values {
 
 // TestFilters compares every filter, alone and with others, with a search through the JSON that was sent.
 func TestFilters(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	l := r.newLoader(r.tenant)

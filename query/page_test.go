@@ -195,6 +195,7 @@ func TestPagesWithTies(t *testing.T) {
 
 // TestWalkWhileWriting: no event twice, and none missing of those that were there at the first page.
 func TestWalkWhileWriting(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	l := r.newLoader(r.tenant)
 	// Times in no relation to the order of writing: new events land before, on and behind the cursor.

@@ -325,3 +325,11 @@ func (r *rig) labelled(name, value string) float64 {
 	}
 	return sum
 }
+
+// long skips a test of more than a second or two in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
+}

@@ -34,6 +34,7 @@ func (tileReader) SaveTiles([]tlog.Tile, [][]byte) {}
 
 // An independent reader of tiled logs makes every proof of what is served.
 func TestTiles(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	n := r.newNotary()
 	for range 600 {
@@ -144,6 +145,7 @@ func TestPublicWithoutCheckpoint(t *testing.T) {
 
 // A tile whose rows are gone, or were changed, is never served in part.
 func TestDamagedTiles(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	n := r.newNotary()
 	for range 300 {

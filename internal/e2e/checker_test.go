@@ -22,6 +22,7 @@ import (
 // TestCheckFindsEveryFault shows that the check that the other tests rely on can fail, in each of the ways that
 // matter, and that it names the place.
 func TestCheckFindsEveryFault(t *testing.T) {
+	long(t)
 	const events = 1_200 // 300 for each chain, so that one completes a node of 256 leaves
 	none := func(*recordpb.Event) bool { return false }
 	all := func(*recordpb.Event) bool { return true }

@@ -177,6 +177,7 @@ func secretFiles(t *testing.T, dir string) map[string]string {
 
 // TestDockerfile: what it builds from is pinned, and it builds with the Makefile, as everyone does.
 func TestDockerfile(t *testing.T) {
+	long(t)
 	text, err := os.ReadFile(filepath.Join(root, "deploy/Dockerfile"))
 	if err != nil {
 		t.Fatal(err)

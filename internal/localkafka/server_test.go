@@ -78,6 +78,9 @@ func TestKeepsItsPortWhereItCan(t *testing.T) {
 // TestFullDisk fills a file system of 32 MiB under the broker: what it acknowledged is there, after a restart too, and
 // it takes records again once there is room.
 func TestFullDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
 		if os.Getenv("IMMUTABLE_REQUIRE_REAL") == "1" {
@@ -202,6 +205,9 @@ func TestCompactionIsUndone(t *testing.T) {
 // TestNothingIsWrittenUnderTheMarkOfACompaction: what came after a compaction whose mark cannot be removed would be gone
 // after a crash, so it is refused until the mark can be removed, even if there is no room then for the next compaction.
 func TestNothingIsWrittenUnderTheMarkOfACompaction(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
 	dir := t.TempDir()
 	s := startServer(t, Config{Dir: dir, CompactInterval: time.Hour, MinFreeBytes: 1})
 	createTopic(t, s, "config", map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})

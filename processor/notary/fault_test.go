@@ -266,6 +266,7 @@ func TestBacklogInSeveralEpochs(t *testing.T) {
 
 // Witnesses are asked with the checkpoint that is in the lock file, and can have its consistency with every older size proved.
 func TestAsksWitnesses(t *testing.T) {
+	long(t)
 	c := kafkatest.Start(t)
 	cfg := testConfig(t, c)
 	cfg.EpochInterval, cfg.IdleInterval = 10*time.Millisecond, 10*time.Millisecond

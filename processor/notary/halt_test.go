@@ -197,6 +197,7 @@ func headOf(t *testing.T, s *chains, m *recordpb.Sealed, more int) *kgo.Record {
 }
 
 func TestHaltsOnOtherHeads(t *testing.T) {
+	long(t)
 	t.Run("ahead of the ledger's end", func(t *testing.T) {
 		c := kafkatest.Start(t)
 		cfg := sealSome(t, c)
@@ -327,6 +328,7 @@ func remake(t *testing.T, c *kafkatest.Cluster, topic string) {
 }
 
 func TestHaltsOnLostTopics(t *testing.T) {
+	long(t)
 	for _, tt := range []struct {
 		name, reason, want string
 		lose               []string

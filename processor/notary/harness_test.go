@@ -270,3 +270,11 @@ func kadmOf(tb testing.TB, c *kafkatest.Cluster) *kadm.Client {
 func kgoTransactionalID(c *kafkatest.Cluster) kgo.Opt {
 	return kgo.TransactionalID(c.Config.Group(schemas.TransactionalIDNotary))
 }
+
+// long skips a test of more than a second or two in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
+}

@@ -55,6 +55,7 @@ func insertLeaves(t *testing.T, c *kafkatest.Cluster, db *clickhousetest.Server,
 }
 
 func TestRebuildsLostState(t *testing.T) {
+	long(t)
 	c := kafkatest.Start(t)
 	cfg := testConfig(t, c)
 	cfg.EpochInterval, cfg.IdleInterval = 10*time.Millisecond, 10*time.Millisecond

@@ -23,7 +23,10 @@ var scenarios = []struct {
 }
 
 func TestScenarios(t *testing.T) {
-	for _, s := range scenarios {
+	for i, s := range scenarios {
+		if testing.Short() && i > 0 {
+			break
+		}
 		t.Run(s.name, func(t *testing.T) { s.run(t, kafkatest.Start(t)) })
 	}
 }
@@ -71,6 +74,7 @@ func goesOnWhereTheLastOneEnded(t *testing.T, c *kafkatest.Cluster) {
 
 // Silence is evidence too.
 func TestIdleEpochs(t *testing.T) {
+	long(t)
 	c := kafkatest.Start(t)
 	cfg := testConfig(t, c)
 	cfg.EpochInterval, cfg.IdleInterval = 10*time.Millisecond, 10*time.Millisecond

@@ -63,6 +63,7 @@ func TestTablesAsTheWriterNeedsThem(t *testing.T) {
 }
 
 func TestEngineDropsASecondInsertAtTheSameTime(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	inserters := make([]*inserter, 8)
 	for k := range inserters {
@@ -87,6 +88,7 @@ func TestEngineDropsASecondInsertAtTheSameTime(t *testing.T) {
 }
 
 func TestEngineMakesOnePartOfAnInsert(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	i := r.load(100_000)
 	for _, table := range []string{tableLeaves, tableEvents} {
@@ -117,6 +119,7 @@ func TestEngineRefusesTwoMonthsInOneInsert(t *testing.T) {
 
 // The server gives up on a connection that says nothing for serverTimeout: between two queries, and within an insert.
 func TestEngineClosesASilentConnection(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	p, through := newProxy(t, r.dsn)
 	i, err := newInserter(clickhouse.Config{DSN: through}, time.Second)
@@ -209,6 +212,7 @@ func (s *server) kill(t *testing.T) {
 }
 
 func TestEngineKeepsTokensOverAKill(t *testing.T) {
+	long(t)
 	s := newServer(t)
 	r := newRigOn(t, s.DSN())
 	i := r.load(100)

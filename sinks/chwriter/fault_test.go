@@ -20,6 +20,7 @@ import (
 )
 
 func TestClickHouseDown(t *testing.T) {
+	long(t)
 	s := newServer(t)
 	r := newRigOn(t, s.DSN())
 	cfg := r.config()
@@ -70,6 +71,7 @@ func TestClickHouseDown(t *testing.T) {
 }
 
 func TestWaitsForClickHouseAtStart(t *testing.T) {
+	long(t)
 	s := newServer(t)
 	r := newRigOn(t, s.DSN())
 	r.produce(10)
@@ -107,6 +109,7 @@ func (r *rig) produceTo(partition int32, value []byte) {
 
 // A record that cannot be what was sealed halts its partition; what stands before it, and other partitions, go on.
 func TestHaltsAtABadRecord(t *testing.T) {
+	long(t)
 	tampered := func(change func(*recordpb.Sealed)) func(*rig, []byte) []byte {
 		return func(r *rig, good []byte) []byte {
 			var s recordpb.Sealed

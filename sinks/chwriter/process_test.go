@@ -68,6 +68,7 @@ func killed(err error) bool {
 
 // The writer dies at each of its crash points, several times, and others go on from what it left.
 func TestCrashPoints(t *testing.T) {
+	long(t)
 	binary := filepath.Join(t.TempDir(), "writer.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "crashpoints", "-o", binary, ".")
 	if out, err := build.CombinedOutput(); err != nil {

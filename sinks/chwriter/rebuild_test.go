@@ -73,6 +73,7 @@ func TestHaltsBeforeAnAnnouncedBatch(t *testing.T) {
 
 // ClickHouse is replaced by an empty one while the writer runs: its next insert would go through.
 func TestHaltsWhenClickHouseWasReplaced(t *testing.T) {
+	long(t)
 	s := newServer(t)
 	r := newRigOn(t, s.DSN())
 	w := r.start(r.config())
@@ -99,6 +100,7 @@ func TestHaltsWhenClickHouseWasReplaced(t *testing.T) {
 
 // Only the timeline has lost rows, or they are gone because they were to expire.
 func TestRowsLostOfOneTable(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	w := r.start(r.config())
 	r.produce(400)
@@ -131,6 +133,7 @@ func TestRowsLostOfOneTable(t *testing.T) {
 
 // Rows are missing in the middle: nothing shows it until a rebuild passes there.
 func TestRebuildHaltsAtAHole(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	w := r.start(r.config())
 	r.produce(400)
@@ -151,6 +154,7 @@ func TestRebuildHaltsAtAHole(t *testing.T) {
 
 // A group that has members keeps its offsets. A member with a name is one until its session ends.
 func TestRebuildWaitsForTheGroup(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	cfg := r.config()
 	cfg.Instance = "0"

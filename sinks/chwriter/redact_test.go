@@ -499,6 +499,7 @@ func TestHaltsAtARedactionThatCannotBeRead(t *testing.T) {
 
 // A mutation that does not end, of an operator for instance, is not joined by others; readiness says so.
 func TestRedactionWaitsForMutations(t *testing.T) {
+	long(t)
 	r := newRig(t)
 	cfg := r.config()
 	cfg.InsertTimeout = time.Second
@@ -550,10 +551,8 @@ func crashWhileRedacting(t *testing.T, binary string) {
 
 // TestRedactionsPileUp sends redactions one after the other: what comes while one is carried out goes together.
 func TestRedactionsPileUp(t *testing.T) {
-	n := 300
-	if testing.Short() {
-		n = 100
-	}
+	long(t)
+	const n = 300
 	r := newRig(t)
 	w := r.start(r.config())
 	targets := make([]sealedEvent, n)

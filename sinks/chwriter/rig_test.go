@@ -428,3 +428,11 @@ func counterValue(tb testing.TB, c prometheus.Metric) float64 {
 	}
 	return m.GetCounter().GetValue()
 }
+
+// long skips a test of more than a second or two in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
+}

@@ -24,6 +24,7 @@ import (
 
 // TestNoAlarm has one installation go through what is no fault.
 func TestNoAlarm(t *testing.T) {
+	long(t)
 	t.Parallel()
 	r := newRig(t, Config{HistoryLeaves: 250, SliceLeaves: 64, WithheldWait: time.Hour}).opened()
 	r.once() // nothing is there yet
@@ -180,6 +181,7 @@ func TestRebalance(t *testing.T) {
 
 // TestLog tampers with the root log and its checkpoints.
 func TestLog(t *testing.T) {
+	long(t)
 	t.Parallel()
 	r := newRig(t, Config{}).opened()
 	r.ledger.Events(r.chain(1, 0, 1), 20)
@@ -244,6 +246,7 @@ func TestLog(t *testing.T) {
 
 // TestWholeChain: a tail that was cut off, a row beyond the end, a stored node, and rows of chains that do not exist.
 func TestWholeChain(t *testing.T) {
+	long(t)
 	t.Parallel()
 	r := newRig(t, Config{SliceLeaves: 100, MaxEvents: 2}).opened()
 	for i := range byte(6) {
@@ -357,6 +360,7 @@ func (p *proxy) cut(refuse bool) {
 
 // TestOutage runs the verifier as a service: ClickHouse goes away in the middle of a run, and Kafka before the event of a fault is written.
 func TestOutage(t *testing.T) {
+	long(t)
 	t.Parallel()
 	r := newRig(t, Config{RetryAfter: 10 * time.Millisecond})
 	dsn, err := url.Parse(r.server.DSN())

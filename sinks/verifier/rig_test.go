@@ -265,3 +265,11 @@ func (r *rig) silent() {
 	}
 	r.reported(0)
 }
+
+// long skips a test of more than a second or two in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
+}

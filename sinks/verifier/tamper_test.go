@@ -126,6 +126,7 @@ func (r *rig) checkEvent(e *recordpb.Event, chains []*ledgertest.Chain) {
 
 // TestTampering does everything at once, each to a chain of its own: to the newest leaves, then in another installation to old ones.
 func TestTampering(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for _, place := range []struct {
 		name string
