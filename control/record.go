@@ -66,9 +66,11 @@ func (o *object) encode(s *sealer) ([]byte, error) {
 		Deleted:   o.deleted,
 	}
 	if r := o.redaction; r != nil {
-		c.Object = &recordpb.Config_Redaction{Redaction: &recordpb.Redaction{
-			Workspace: r.Workspace[:], Event: r.Event[:], Paths: r.Paths, Redaction: r.ID[:],
-		}}
+		pb := &recordpb.Redaction{Workspace: r.Workspace[:], Event: r.Event[:], Paths: r.Paths, Redaction: r.ID[:]}
+		if r.KeyDigest != ([16]byte{}) {
+			pb.IdempotencyKeyDigest = r.KeyDigest[:]
+		}
+		c.Object = &recordpb.Config_Redaction{Redaction: pb}
 	} else if w := o.workspace; w != nil {
 		c.Object = &recordpb.Config_Workspace{Workspace: &recordpb.Workspace{
 			Id:                      w.ID[:],

@@ -35,6 +35,8 @@ type Redaction struct {
 	EventID
 	// Paths are RFC 6901 pointers of all fields that were ever redacted, sorted.
 	Paths []string
+	// KeyDigest is that of the event's idempotency key (event.Workspace.KeyDigest), zero where it has none.
+	KeyDigest [16]byte
 	// ID is that of the redaction event which reports the last of them; zero in a record of before it was kept.
 	ID [16]byte
 	// ChangedAt is when that was.
@@ -50,16 +52,21 @@ type Redaction struct {
 // sends the content of an event, today's readers and those to come (pages, single events, proofs, a live tail, streams
 // and their replay, dead letters, exports, alerts), must pass it through Mask first, wherever it has it from.
 //
-// An event with one path of 20 bytes takes about 300 bytes of memory. It may be used by several goroutines.
+// An event with one path of 20 bytes takes about 300 bytes of memory, one with an idempotency key 100 more. It may be used
+// by several goroutines.
 type Redactions struct {
 	mu     sync.RWMutex
 	of     map[EventID]*Redaction
 	broken int
+	// burned has the digests of the idempotency keys of redacted events, by workspace. Nothing is ever taken out.
+	burned map[[16]byte]map[[16]byte]struct{}
 	// came has the events in the order in which their redactions came, once for each version.
 	came []EventID
 }
 
-func newRedactions() *Redactions { return &Redactions{of: map[EventID]*Redaction{}} }
+func newRedactions() *Redactions {
+	return &Redactions{of: map[EventID]*Redaction{}, burned: map[[16]byte]map[[16]byte]struct{}{}}
+}
 
 // Lookup returns what was redacted of an event, nil for nothing. The error says that something was, and that the record
 // of it cannot be read.
@@ -74,6 +81,23 @@ func (r *Redactions) Lookup(id EventID) (*Redaction, error) {
 	default:
 		return found, nil
 	}
+}
+
+// Burned reports whether an event of the workspace that was redacted had this idempotency key: whoever could use it again
+// would learn from the id, or from the answer, whether a guess is what was erased. It costs next to nothing where the
+// workspace has no such event.
+func (r *Redactions) Burned(ws *Workspace, key string) bool {
+	r.mu.RLock()
+	none := len(r.burned[ws.ID]) == 0
+	r.mu.RUnlock()
+	if none {
+		return false
+	}
+	digest := ws.ForEvents().KeyDigest(key)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, burned := r.burned[ws.ID][digest]
+	return burned
 }
 
 // errUnmasked says nothing of what is wrong with the body: that might quote what is to be masked.
@@ -130,7 +154,7 @@ func redactedEvent(key []byte) (id EventID, ok bool) {
 }
 
 // apply takes the next record about an event. No version of it takes anything back; a tombstone, which an operator may
-// write over a record that cannot be read, removes it.
+// write over a record that cannot be read, removes it, but for the idempotency key that was burned.
 func (r *Redactions) apply(id EventID, record *kgo.Record) (outcome, error) {
 	if record.Value == nil {
 		r.mu.Lock()
@@ -156,6 +180,12 @@ func (r *Redactions) apply(id EventID, record *kgo.Record) (outcome, error) {
 	}
 	r.of[id] = next
 	r.came = append(r.came, id)
+	if next.KeyDigest != ([16]byte{}) {
+		if r.burned[id.Workspace] == nil {
+			r.burned[id.Workspace] = map[[16]byte]struct{}{}
+		}
+		r.burned[id.Workspace][next.KeyDigest] = struct{}{}
+	}
 	if err != nil {
 		r.broken++
 		return outcomeUndecodable, fmt.Errorf("config record at offset %d: %w", record.Offset, err)
@@ -176,33 +206,46 @@ func decodeRedaction(id EventID, value []byte) (*Redaction, error) {
 		return nil, errors.New("redaction record is under the key of another event")
 	case len(pb.GetRedaction()) != 0 && len(pb.GetRedaction()) != 16:
 		return nil, errors.New("redaction record has no valid id of its event")
+	case len(pb.GetIdempotencyKeyDigest()) != 0 && len(pb.GetIdempotencyKeyDigest()) != 16:
+		return nil, errors.New("redaction record has no valid digest of an idempotency key")
 	}
 	r := &Redaction{EventID: id, Paths: pb.GetPaths(), Version: c.GetVersion(), ChangedAt: timeOf(c.GetChangedAt())}
 	copy(r.ID[:], pb.GetRedaction())
+	copy(r.KeyDigest[:], pb.GetIdempotencyKeyDigest())
 	return r, nil
+}
+
+// Redactable is what a redaction has to know of the event that it is about.
+type Redactable struct {
+	EventID
+	Lane uint32
+	// IdempotencyKey is empty where the event has none, or where it can no longer be read because it was redacted itself.
+	IdempotencyKey string
 }
 
 // RedactEvent says that the fields at paths (RFC 6901 pointers: /actor_id, /metadata/old_value) of an event must not be
 // shown any more, and reports it as event.redacted, of kind redaction, in the lane of the event. When it returns nil both
 // are durable; the ClickHouse writer erases the values when it comes to the redaction event. Fields that were redacted
-// before are passed over, and where none is left nothing is written.
+// before are passed over, and where none is left nothing is written. The first redaction of an event burns its idempotency
+// key (Redactions.Burned), and those after it keep it so.
 //
-// The caller makes sure that there is such an event with such fields in that lane. reason, 1 to 1,000 characters, stays
+// The caller makes sure that there is such an event with such fields. reason, 1 to 1,000 characters, stays
 // readable for ever.
 func (w *Writer) RedactEvent(
-	ctx context.Context, by string, id EventID, lane uint32, paths []string, reason string,
+	ctx context.Context, by string, of Redactable, paths []string, reason string,
 ) (*Redaction, error) {
 	if err := checkRedaction(paths, reason); err != nil {
 		return nil, err
 	}
+	id := of.EventID
 	var redaction *Redaction
 	err := w.write(ctx, by, func(s *state) (*change, error) {
 		ws := s.workspace(id.Workspace)
 		if ws == nil {
 			return nil, noWorkspace(id.Workspace)
 		}
-		if lane >= ws.Lanes {
-			return nil, fmt.Errorf("%w: lane %d of a workspace with %d", ErrInvalid, lane, ws.Lanes)
+		if of.Lane >= ws.Lanes {
+			return nil, fmt.Errorf("%w: lane %d of a workspace with %d", ErrInvalid, of.Lane, ws.Lanes)
 		}
 		old, err := s.redactions.Lookup(id)
 		if err != nil {
@@ -219,6 +262,10 @@ func (w *Writer) RedactEvent(
 		}
 		redaction = &Redaction{
 			EventID: id, Version: old.Version + 1, Paths: slices.Sorted(slices.Values(slices.Concat(old.Paths, added))),
+			KeyDigest: old.KeyDigest,
+		}
+		if redaction.KeyDigest == ([16]byte{}) && of.IdempotencyKey != "" {
+			redaction.KeyDigest = ws.ForEvents().KeyDigest(of.IdempotencyKey)
 		}
 		return &change{
 			object:    &object{version: redaction.Version, redaction: redaction},
@@ -228,7 +275,7 @@ func (w *Writer) RedactEvent(
 				Metadata: map[string]any{"event_id": uuid.UUID(id.Event).String(), "paths": added, "reason": reason},
 			},
 			kind: recordpb.Kind_KIND_REDACTION,
-			lane: &lane,
+			lane: &of.Lane,
 		}, nil
 	})
 	if err != nil {

@@ -71,15 +71,15 @@ func TestRedactEvent(t *testing.T) {
 		t.Errorf("before: %+v, %v", got, err)
 	}
 
-	first, err := w.RedactEvent(ctx, "key:1", id, 2, []string{"/metadata/pin", "/actor_id", "/metadata/pin"}, "a customer's PIN")
+	first, err := w.RedactEvent(ctx, "key:1", Redactable{id, 2, "order-1"}, []string{"/metadata/pin", "/actor_id", "/metadata/pin"}, "a customer's PIN")
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := w.RedactEvent(ctx, "key:1", id, 2, []string{"/actor_id", "/user_agent"}, "more")
+	second, err := w.RedactEvent(ctx, "key:1", Redactable{EventID: id, Lane: 2}, []string{"/actor_id", "/user_agent"}, "more")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := w.RedactEvent(ctx, "key:1", id, 2, []string{"/user_agent", "/metadata/pin"}, "again")
+	again, err := w.RedactEvent(ctx, "key:1", Redactable{EventID: id, Lane: 2}, []string{"/user_agent", "/metadata/pin"}, "again")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +100,9 @@ func TestRedactEvent(t *testing.T) {
 		said := parseRedaction(t, events[i])
 		if diff := cmp.Diff(said.Metadata.Paths, want.paths); diff != "" || said.Metadata.EventID != uuid.UUID(id.Event).String() {
 			t.Errorf("redaction %d says %+v", i, said)
+		}
+		if want.KeyDigest != ws.ForEvents().KeyDigest("order-1") {
+			t.Errorf("redaction %d is of the idempotency key %x", i, want.KeyDigest)
 		}
 		if want.ID != [16]byte(events[i].GetId()) || want.Version != uint64(i+1) || !cmp.Equal(want.Paths, want.all) {
 			t.Errorf("redaction %d is %+v", i, want.Redaction)
@@ -135,6 +138,11 @@ func TestRedactEvent(t *testing.T) {
 		}
 		if masked, _, err := v.Redactions().Mask(id, []byte("no JSON")); masked != nil || err == nil {
 			t.Errorf("what cannot be masked: %s, %v", masked, err)
+		}
+		elsewhere := *ws
+		elsewhere.ID[0]++
+		if b := v.Redactions(); !b.Burned(ws, "order-1") || b.Burned(ws, "order-2") || b.Burned(&elsewhere, "order-1") {
+			t.Error("another key is burned, or the one of the event is not")
 		}
 		if n := valueOf(t, v.metrics.redactions); n != 1 {
 			t.Errorf("%v redacted events", n)
@@ -173,7 +181,7 @@ func TestRedactEventRefuses(t *testing.T) {
 		"no workspace":    {[16]byte{9}, 0, []string{"/actor_id"}, "r", ErrNotFound, ""},
 		"lane beyond all": {ws.ID, 4, []string{"/actor_id"}, "r", ErrInvalid, ""},
 	} {
-		_, err := w.RedactEvent(t.Context(), by, EventID{Workspace: tc.ws}, tc.lane, tc.paths, tc.reason)
+		_, err := w.RedactEvent(t.Context(), by, Redactable{EventID: EventID{Workspace: tc.ws}, Lane: tc.lane}, tc.paths, tc.reason)
 		field, _ := errors.AsType[*FieldError](err)
 		if !errors.Is(err, tc.want) || tc.field != "" && (field == nil || field.Field != tc.field) {
 			t.Errorf("%s: %v", name, err)
@@ -193,7 +201,7 @@ func TestRedactionOfAFieldThatLooksLikeASecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	const path = "/metadata/AKIAIOSFODNN7EXAMPLQ"
-	if _, err := w.RedactEvent(t.Context(), by, EventID{Workspace: ws.ID}, 0, []string{path}, "r"); err != nil {
+	if _, err := w.RedactEvent(t.Context(), by, Redactable{EventID: EventID{Workspace: ws.ID}}, []string{path}, "r"); err != nil {
 		t.Fatal(err)
 	}
 	if said := parseRedaction(t, redactionEvents(t, c)[0]); !cmp.Equal(said.Metadata.Paths, []string{path}) {
@@ -231,7 +239,7 @@ func TestBrokenRedaction(t *testing.T) {
 		if masked, _, err := v.Redactions().Mask(id, []byte("{")); masked != nil || err == nil {
 			t.Errorf("%s: shown as %s, %v", name, masked, err)
 		}
-		if _, err := w.RedactEvent(t.Context(), by, id, 0, []string{"/tenant_id"}, "r"); err == nil {
+		if _, err := w.RedactEvent(t.Context(), by, Redactable{EventID: id}, []string{"/tenant_id"}, "r"); err == nil {
 			t.Errorf("%s: it is redacted further", name)
 		}
 		if _, _, err := w.CreateKey(t.Context(), by, NewKey{Workspace: ws.ID, Name: "x", Scopes: []Scope{ScopeRead}}); err != nil {
@@ -256,6 +264,38 @@ func TestBrokenRedaction(t *testing.T) {
 	}
 }
 
+// What burns a key is not taken back: not by a record that cannot be read, and not by the tombstone over that.
+func TestBurnedKeyStays(t *testing.T) {
+	c := kafkatest.Start(t)
+	w := newTestWriter(t, c)
+	ws := createWorkspace(t, w, "default")
+	v := readyView(t, c)
+	id := EventID{ws.ID, [16]byte{7}}
+	if _, err := w.RedactEvent(t.Context(), by, Redactable{EventID: id, IdempotencyKey: "k"}, []string{"/idempotency_key"}, "r"); err != nil {
+		t.Fatal(err)
+	}
+	key := []byte(recordKey(kindRedaction, id.Workspace, id.Event))
+	for _, value := range [][]byte{{0xff}, nil, encodeRedaction(t, 3, id, "/actor_id")} {
+		c.Produce(t, &kgo.Record{Topic: schemas.TopicConfig, Key: key, Value: value})
+		if err := v.Current(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !v.Redactions().Burned(ws, "k") {
+			t.Errorf("it can be used again after %x", value)
+		}
+	}
+	// A digest of another length is none.
+	value, err := proto.Marshal(&recordpb.Config{Version: 4, Object: &recordpb.Config_Redaction{Redaction: &recordpb.Redaction{
+		Workspace: id.Workspace[:], Event: id.Event[:], Paths: []string{"/actor_id"}, IdempotencyKeyDigest: make([]byte, 15),
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := decodeRedaction(id, value); err == nil {
+		t.Errorf("%+v", r)
+	}
+}
+
 func encodeRedaction(t *testing.T, version uint64, id EventID, paths ...string) []byte {
 	t.Helper()
 	value, err := (&object{version: version, redaction: &Redaction{EventID: id, Paths: paths}}).encode(nil)
@@ -271,7 +311,13 @@ func TestRedactionsMemory(t *testing.T) {
 	values := make([]*kgo.Record, n)
 	for i := range n {
 		id := EventID{[16]byte{1}, [16]byte{byte(i), byte(i >> 8), byte(i >> 16)}}
-		values[i] = &kgo.Record{Key: []byte(recordKey(kindRedaction, id.Workspace, id.Event)), Value: encodeRedaction(t, 1, id, "/metadata/old_values")}
+		value, err := (&object{version: 1, redaction: &Redaction{
+			EventID: id, Paths: []string{"/metadata/old_values"}, KeyDigest: id.Event,
+		}}).encode(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values[i] = &kgo.Record{Key: []byte(recordKey(kindRedaction, id.Workspace, id.Event)), Value: value}
 	}
 	heap := func() uint64 {
 		runtime.GC()

@@ -56,6 +56,18 @@ func (s *idSource) v8(secret *[32]byte, message []byte) [16]byte {
 	return mark([16]byte(s.mac.Sum(s.sum[:0])), 8)
 }
 
+// keyDigestLabel stands before an idempotency key whose digest is taken. No message that an id derives from begins with
+// it: those begin with a workspace's id, a UUID, whose ninth byte has its first bit set, and all of this is ASCII.
+const keyDigestLabel = "immutable/redacted-idempotency-key/1\x00"
+
+// KeyDigest returns the first 16 bytes of HMAC-SHA-256(IdempotencySecret, label || key). It stands for the idempotency key
+// of a redacted event, whose key is not used again, and tells those nothing who do not have the secret.
+func (w *Workspace) KeyDigest(key string) [16]byte {
+	mac := hmac.New(sha256.New, w.IdempotencySecret[:])
+	mac.Write([]byte(keyDigestLabel + key))
+	return [16]byte(mac.Sum(nil))
+}
+
 // mark sets version and variant of a UUID.
 func mark(id [16]byte, version byte) [16]byte {
 	id[6] = id[6]&0x0f | version<<4

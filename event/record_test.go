@@ -2,6 +2,7 @@ package event
 
 import (
 	"bytes"
+	"encoding/hex"
 	stdjson "encoding/json"
 	"strings"
 	"testing"
@@ -204,6 +205,21 @@ func TestIDs(t *testing.T) {
 	}
 	if next := id(sent, "", testTime.Add(time.Microsecond)); bytes.Compare(previous[:], next[:]) >= 0 {
 		t.Errorf("%s, a microsecond later, after %s", next, previous)
+	}
+}
+
+// TestKeyDigest holds the digest to a value that another implementation computed: it is in records that are kept for ever.
+func TestKeyDigest(t *testing.T) {
+	ws := &Workspace{}
+	for i := range ws.IdempotencySecret {
+		ws.IdempotencySecret[i] = byte(i)
+	}
+	digest := ws.KeyDigest("order-4711")
+	if got := hex.EncodeToString(digest[:]); got != "1c5d9a25b939df056d401f1f4e06e594" {
+		t.Errorf("%s", got)
+	}
+	if ws.KeyDigest("order-4712") == digest || (&Workspace{}).KeyDigest("order-4711") == digest {
+		t.Error("another key, or another secret, has the same digest")
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 )
 
@@ -70,6 +71,41 @@ func TestIdempotency(t *testing.T) {
 	// A batch of duplicates alone is answered without Kafka.
 	r.hold()
 	r.want(r.post(batchPath, batchOf(keyed("k1", "a.b"))), 202, `{"events":[`+duplicate+`]}`)
+}
+
+// TestBurnedKey: once something of an event was redacted, its idempotency key is refused with any content and however it
+// comes, before anything is compared with what the event was.
+func TestBurnedKey(t *testing.T) {
+	r := newRig(t, kafkatest.Start(t), nil)
+	const burned = `"error":"conflict","message":"This idempotency key belongs to an event of which something was redacted, and is not ` +
+		`accepted again with any content: the event is stored if this is a retry of it, and a new event needs a new key."}`
+	id := uuid.MustParse(decode[item](t, r.post(onePath, strings.NewReader(keyed("k1", "a.b")))).ID)
+	other := decode[item](t, r.post(onePath, strings.NewReader(keyed("k2", "a.b")))).ID
+	redactable := control.Redactable{
+		EventID: control.EventID{Workspace: r.workspace.ID, Event: id}, Lane: r.record(id.String()).Lane, IdempotencyKey: "k1",
+	}
+	if _, err := r.writer.RedactEvent(t.Context(), "cli:test", redactable, []string{"/actor_id"}, "r"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.view.Current(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	written := r.records()
+	moved(t, r.service.metrics.duplicate, 1, func() {
+		moved(t, r.service.metrics.rejected.WithLabelValues("conflict"), 8, func() {
+			for _, text := range []string{keyed("k1", "a.b"), keyed("k1", "a.c"), `{"actor_id":"x","action":"y","idempotency_key":"k1"}`} {
+				r.want(r.post(onePath, strings.NewReader(text)), 409, "{"+burned)
+			}
+			r.want(r.post(onePath, strings.NewReader(`{"action":"a.b","actor_id":"ci"}`), "Idempotency-Key", "k1"), 409, "{"+burned)
+			r.want(r.post(onePath, strings.NewReader(valid), "Idempotency-Key", "k1"), 409, "{"+burned)
+			r.want(r.post(batchPath, batchOf(keyed("k1", "a.b"), keyed("k1", "a.b"), keyed("k2", "a.b"), keyed("k1", "a.c"))), 202,
+				`{"events":[{"index":0,"status":"rejected",`+burned+`,{"index":1,"status":"rejected",`+burned+
+					`,{"id":"`+other+`","status":"duplicate"},{"index":3,"status":"rejected",`+burned+`]}`)
+		})
+	})
+	if n := r.records() - written; n != 0 {
+		t.Errorf("%d records were written", n)
+	}
 }
 
 // TestIdempotencyAfterFailure checks that a key whose event did not reach Kafka is not remembered.

@@ -193,13 +193,13 @@ func (s *Service) build(sub submission) (built, error) {
 		outcomes: make([]outcome, len(sub.events)),
 		records:  make([]event.Record, 0, len(sub.events)),
 	}
-	workspace := sub.principal.Workspace.ForEvents()
+	workspace, forEvents := sub.principal.Workspace, sub.principal.Workspace.ForEvents()
 	builder := s.builders.Get().(*event.Builder)
 	defer s.builders.Put(builder)
 	size := 0
 	for i, text := range sub.events {
 		out := &b.outcomes[i]
-		record, err := builder.Build(workspace, event.Input{
+		record, err := builder.Build(forEvents, event.Input{
 			JSON: text, IdempotencyKey: sub.idempotencyKey, RecordedAt: now,
 			RequestID: sub.requestID, Traceparent: sub.traceparent,
 		})
@@ -221,6 +221,11 @@ func (s *Service) build(sub submission) (built, error) {
 		}
 		out.id, out.secrets = record.ID, record.Secrets
 		if record.Keyed {
+			// First, and whatever the content is: no answer may depend on how it compares with what was erased.
+			if s.view.Redactions().Burned(workspace, record.IdempotencyKey) {
+				out.rejected = errKeyBurned
+				continue
+			}
 			known, ok := b.keys[record.IdempotencyKey]
 			if !ok {
 				known, ok = s.accepted.id(workspace.ID, record.IdempotencyKey)
@@ -256,6 +261,12 @@ var errKeyReused = &event.Error{
 	Code: httpserver.CodeConflict,
 	Message: "This idempotency key was used for an event with other content: " +
 		"use a new key for a new event, and send the same content when you retry.",
+}
+
+var errKeyBurned = &event.Error{
+	Code: httpserver.CodeConflict,
+	Message: "This idempotency key belongs to an event of which something was redacted, and is not accepted again with any " +
+		"content: the event is stored if this is a retry of it, and a new event needs a new key.",
 }
 
 // rejection is the answer to a single event that was rejected.

@@ -50,6 +50,8 @@ type redactionReport struct {
 	KafkaUntil keptUntil `json:"kafka_until"`
 	// ClickHouse is pending until the row is rewritten, then done.
 	ClickHouse string `json:"clickhouse"`
+	// IdempotencyKeyBurned says that the event has an idempotency key, which ingest accepts no more.
+	IdempotencyKeyBurned bool `json:"idempotency_key_burned"`
 	// Receivers are the log streams and buckets that have received the event; there are none yet.
 	Receivers []string `json:"receivers"`
 }
@@ -95,7 +97,8 @@ func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http
 		return reply{}, err
 	}
 	id := control.EventID{Workspace: p.Workspace.ID, Event: event16}
-	redaction, err := s.writer.RedactEvent(ctx, author(p), id, lane, body.Paths, body.Reason)
+	redactable := control.Redactable{EventID: id, Lane: lane, IdempotencyKey: t.idempotencyKey()}
+	redaction, err := s.writer.RedactEvent(ctx, author(p), redactable, body.Paths, body.Reason)
 	if err != nil {
 		return reply{}, err
 	}
@@ -106,7 +109,7 @@ func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http
 	report := redactionReport{
 		EventID: uuid.UUID(event16).String(), Paths: redaction.Paths, RedactionID: uuid.UUID(redaction.ID).String(), Chain: t.chain,
 		KafkaUntil: keptUntil{Events: until(t.recordedAt, kept.Events), Ledger: until(t.recordedAt, kept.Ledger)},
-		ClickHouse: erasurePending, Receivers: []string{},
+		ClickHouse: erasurePending, IdempotencyKeyBurned: redaction.KeyDigest != [16]byte{}, Receivers: []string{},
 	}
 	// Where it cannot be told now it is as good as pending.
 	if t, err := s.target(ctx, p.Workspace.ID, event16); err == nil && t != nil && t.lacks(redaction.Paths) {
@@ -227,6 +230,24 @@ func (t *target) values(paths []string) (values []string) {
 		}
 	}
 	return values
+}
+
+// idempotencyKey returns the event's idempotency key, empty where it has none or it was redacted.
+func (t *target) idempotencyKey() string {
+	fields, err := ledger.Fields(nil, t.content.Body)
+	if err != nil {
+		return "" // check has refused it
+	}
+	for _, f := range fields {
+		if string(f.Path) == "/"+event.FieldIdempotencyKey {
+			key, err := jsontext.AppendUnquote(nil, f.Value)
+			if err != nil {
+				return "" // no event's: its key is text
+			}
+			return string(key)
+		}
+	}
+	return ""
 }
 
 // lacks reports whether the row no longer has the fields at paths.

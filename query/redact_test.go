@@ -196,6 +196,39 @@ func TestRedact(t *testing.T) {
 	}
 }
 
+// The idempotency key of a redacted event is burned, also when it is redacted itself, and stays so when the row no longer
+// has it.
+func TestRedactBurnsTheKey(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	const event = `{"actor_id":"a","action":"b","idempotency_key":"order \"1\"","metadata":{"pin":"4711","more":"m"}}`
+	sent := r.newLoader(admin).add(event, withPIN)
+	burned := func(want bool) {
+		t.Helper()
+		r.eventually("the key counts as it should", func() bool {
+			return r.view.Redactions().Burned(admin.workspace, `order "1"`) == want
+		})
+	}
+	burned(false)
+	if data[redactionReport](r, r.redact(admin, sent[1].id, `["/metadata/pin"]`, "r"), http.StatusOK).IdempotencyKeyBurned {
+		t.Error("an event without a key has a burned one")
+	}
+	burned(false)
+	for _, path := range []string{"/idempotency_key", "/metadata/pin"} {
+		if !data[redactionReport](r, r.redact(admin, sent[0].id, `["`+path+`"]`, "r"), http.StatusOK).IdempotencyKeyBurned {
+			t.Errorf("%s: the key is not burned", path)
+		}
+		burned(true)
+		r.rewrite(admin, sent[0].id, path)
+	}
+	if got := data[redactionReport](r, r.redact(admin, sent[0].id, `["/metadata/more"]`, "r"), http.StatusOK); !got.IdempotencyKeyBurned {
+		t.Error("a later redaction no longer knows of the key")
+	}
+	if b := r.view.Redactions(); !b.Burned(admin.workspace, `order "1"`) {
+		t.Error("the key can be used again")
+	}
+}
+
 func TestRedactRefuses(t *testing.T) {
 	r := newRig(t)
 	admin, other := r.newTenant("team", control.ScopeAdmin), r.newTenant("other", control.ScopeAdmin)
@@ -294,7 +327,7 @@ func TestErasuresSettle(t *testing.T) {
 	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
 	id := control.EventID{Workspace: admin.workspace.ID, Event: [16]byte{7}}
 	for _, path := range []string{"/metadata/pin", "/tenant_id"} {
-		if _, err := r.writer.RedactEvent(t.Context(), "cli:test", id, 0, []string{path}, "r"); err != nil {
+		if _, err := r.writer.RedactEvent(t.Context(), "cli:test", control.Redactable{EventID: id}, []string{path}, "r"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -371,7 +404,7 @@ func TestErasuresWithoutClickHouse(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := control.EventID{Workspace: admin.workspace.ID, Event: [16]byte{7}}
-	if _, err := r.writer.RedactEvent(t.Context(), "cli:test", id, 0, []string{"/tenant_id"}, "r"); err != nil {
+	if _, err := r.writer.RedactEvent(t.Context(), "cli:test", control.Redactable{EventID: id}, []string{"/tenant_id"}, "r"); err != nil {
 		t.Fatal(err)
 	}
 	r.eventually("it is counted", func() bool { return r.counter("immutable_query_redaction_check_errors_total") > 0 })

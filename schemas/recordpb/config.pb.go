@@ -552,9 +552,13 @@ type Redaction struct {
 	// RFC 6901 pointers of the fields, all that were ever redacted, sorted.
 	Paths []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
 	// [16] Id of the redaction event that reports the last of them.
-	Redaction     []byte `protobuf:"bytes,4,opt,name=redaction,proto3" json:"redaction,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Redaction []byte `protobuf:"bytes,4,opt,name=redaction,proto3" json:"redaction,omitempty"`
+	// [16] Digest of the event's idempotency key, keyed with the workspace's idempotency secret (event.Workspace.KeyDigest);
+	// empty where the event has none. Ingest refuses every event with this key from then on: the id of another one would
+	// say whether its content is that of the redacted one.
+	IdempotencyKeyDigest []byte `protobuf:"bytes,5,opt,name=idempotency_key_digest,json=idempotencyKeyDigest,proto3" json:"idempotency_key_digest,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Redaction) Reset() {
@@ -615,6 +619,13 @@ func (x *Redaction) GetRedaction() []byte {
 	return nil
 }
 
+func (x *Redaction) GetIdempotencyKeyDigest() []byte {
+	if x != nil {
+		return x.IdempotencyKeyDigest
+	}
+	return nil
+}
+
 var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
@@ -666,12 +677,13 @@ const file_config_proto_rawDesc = "" +
 	"\fFormerSecret\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until\"s\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"\xa9\x01\n" +
 	"\tRedaction\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\fR\tworkspace\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\fR\x05event\x12\x14\n" +
 	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1c\n" +
-	"\tredaction\x18\x04 \x01(\fR\tredactionB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
+	"\tredaction\x18\x04 \x01(\fR\tredaction\x124\n" +
+	"\x16idempotency_key_digest\x18\x05 \x01(\fR\x14idempotencyKeyDigestB-Z+getimmutable.dev/immutable/schemas/recordpbb\x06proto3"
 
 var (
 	file_config_proto_rawDescOnce sync.Once
