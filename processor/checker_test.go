@@ -249,7 +249,7 @@ func (k *partitionCheck) leaf(i int, r *kgo.Record) error {
 	}
 	b := &k.blocks[len(k.blocks)-1]
 	b.LastLedgerOffset = uint64(r.Offset)
-	if e.GetKeyed() {
+	if leaf.Kind != ledger.KindGenesis {
 		b.Ids = append(b.Ids, e.GetId()...)
 	}
 	return nil
@@ -339,7 +339,7 @@ func mustHex(s string) string {
 
 // checkInput says whether each committed input record below next became exactly one of a leaf, a duplicate, a dead letter.
 func (k *partitionCheck) checkInput(next uint64) error {
-	seen := make(map[string]uint64) // keyed id -> leaf number
+	seen := make(map[string]uint64) // id -> leaf number
 	leafOf := make(map[int64]uint64)
 	for i, r := range k.ledger {
 		m := new(recordpb.Sealed)
@@ -378,7 +378,7 @@ func (k *partitionCheck) checkInput(next uint64) error {
 			seen[string(e.GetId())] = leafOf[r.Offset]
 			continue
 		}
-		if _, ok := seen[string(e.GetId())]; !ok || !e.GetKeyed() {
+		if _, ok := seen[string(e.GetId())]; !ok {
 			return fmt.Errorf("offset %d is neither sealed nor a duplicate", r.Offset)
 		}
 		duplicates++

@@ -37,8 +37,8 @@ type Config struct {
 	// TransactionTimeout, at most 5 min; default 15 s.
 	SessionTimeout time.Duration
 
-	// DedupLeaves is how many leaves of a partition a duplicate of a keyed event is looked for in. A multiple of 1,000
-	// from 1,000 to 10,000,000; default 200,000. A keyed id takes about 60 bytes of memory.
+	// DedupLeaves is how many leaves of a partition a duplicate is looked for in. A multiple of 1,000 from
+	// 1,000 to 10,000,000; default 200,000. A leaf takes 32 to 48 bytes of memory.
 	// It is for the life of an installation: blocks are kept under their number modulo the window's size, so that in
 	// another window one can overwrite another, and a take-over that misses one halts.
 	DedupLeaves int

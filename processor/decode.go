@@ -21,7 +21,6 @@ type facts struct {
 	lane, lanes uint32
 	fieldCount  uint16
 	kind        recordpb.Kind
-	keyed       bool
 }
 
 // maxRecordedAt is the year 2200 in microseconds: every store on the way can hold what is before it.
@@ -157,7 +156,7 @@ func (f *facts) setNumber(num protowire.Number, x uint64) error {
 	low, high := uint64(0), uint64(math.MaxUint64)
 	switch num {
 	case fieldKeyed:
-		f.keyed, high = x == 1, 1
+		high = 1
 	case fieldKind:
 		// A genesis is the processor's own.
 		f.kind, low, high = recordpb.Kind(uint8(x)), uint64(recordpb.Kind_KIND_EVENT), uint64(recordpb.Kind_KIND_NOTE)

@@ -94,7 +94,7 @@ func FuzzWalk(f *testing.F) {
 		same := bytes.Equal(got.id[:], e.GetId()) && bytes.Equal(got.workspace[:], e.GetWorkspace()) &&
 			bytes.Equal(got.incarnation[:], e.GetIncarnation()) && bytes.Equal(got.bodyRoot[:], e.GetBodyRoot()) &&
 			got.recordedAt == e.GetRecordedAt() && got.lane == e.GetLane() && got.lanes == e.GetLanes() &&
-			uint32(got.fieldCount) == e.GetFieldCount() && got.kind == e.GetKind() && got.keyed == e.GetKeyed()
+			uint32(got.fieldCount) == e.GetFieldCount() && got.kind == e.GetKind()
 		if !same {
 			t.Fatalf("walk read %+v, the record is %v", got, e)
 		}

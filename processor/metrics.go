@@ -86,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, cfg *Config) *metrics {
 			Help: "Leaves in the complete blocks of the deduplication window.",
 		}, []string{"partition"}),
 		leaves:     counter("leaves_total", "Leaves sealed, genesis leaves among them."),
-		duplicates: counter("duplicates_total", "Events dropped because their keyed id was in the deduplication window."),
+		duplicates: counter("duplicates_total", "Events dropped because their id was in the deduplication window."),
 		dead:       counter("dead_total", "Records that could not be sealed and went to the dead-letter topic."),
 		committed:  transactions.WithLabelValues("committed"),
 		aborted:    transactions.WithLabelValues("aborted"),

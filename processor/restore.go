@@ -100,7 +100,7 @@ func (r *restorer) dedup(key, value []byte, recordedAt int64) error {
 	if err := decode(m, key, value); err != nil {
 		return err
 	}
-	if len(m.GetIds())%16 != 0 || len(m.GetIds()) > 16*blockLeaves || m.GetBlock() > 1<<32-1 {
+	if len(m.GetIds())%idBytes != 0 || len(m.GetIds()) > idBytes*blockLeaves || m.GetBlock() > 1<<32-1 {
 		return disagree("dedup: block %d is malformed", m.GetBlock())
 	}
 	r.blocks[m.GetBlock()] = restoredBlock{
@@ -163,12 +163,10 @@ func (r *restorer) restoreWindow() (ledgerFrom uint64, err error) {
 			continue
 		}
 		found = true
-		for id := range idsOf(b.ids) {
-			p.window.ids[id] = b.number
-		}
-		p.window.complete(b.block)
+		p.window.put(b.block)
 		r.openFrom = b.lastOffset + 1
 	}
+	p.window.put(block{number: uint32(open)})
 	r.blocks = nil
 	return min(r.openFrom, p.lastOffset), nil
 }
@@ -195,12 +193,13 @@ func (r *restorer) ledger(offset uint64, value []byte) error {
 		return nil
 	}
 	r.openSeen++
-	if e := m.GetEvent(); e.GetKeyed() {
-		if len(e.GetId()) != 16 {
+	if e := m.GetEvent(); ledger.Kind(e.GetKind()) != ledger.KindGenesis {
+		if len(e.GetId()) != idBytes {
 			return disagree("ledger's leaf at offset %d has an id of %d bytes", offset, len(e.GetId()))
 		}
-		p.window.open = append(p.window.open, e.GetId()...)
-		p.window.ids[[16]byte(e.GetId())] = uint32(p.leaves / blockLeaves)
+		open := p.window.current()
+		open.ids = append(open.ids, e.GetId()...)
+		p.window.put(open)
 	}
 	return nil
 }

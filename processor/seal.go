@@ -99,7 +99,7 @@ type step struct {
 	order   []*chain
 	window  windowStep
 	counts  counts
-	// closers are the leaves, counted from 0 in this transaction, that end a block each; parallel to window.closed.
+	// closers are the leaves, counted from 0 in this transaction, that end a block each; parallel to window.closed().
 	closers []uint64
 
 	lastOffset   uint64
@@ -205,11 +205,9 @@ func (s *step) sealEvent(in input, f *facts) ([]sealed, error) {
 	case c.lanes != f.lanes:
 		return nil, fmt.Errorf("its workspace has %d lanes, its chain was begun with %d", f.lanes, c.lanes)
 	}
-	if f.keyed {
-		if s.window.holds(f.id, s.openBlock()) {
-			s.counts.duplicates++
-			return nil, nil
-		}
+	if s.window.holds(&f.id) {
+		s.counts.duplicates++
+		return nil, nil
 	}
 
 	s.out = s.out[:0]
@@ -218,7 +216,7 @@ func (s *step) sealEvent(in input, f *facts) ([]sealed, error) {
 		c = &chain{lineage: of, lanes: f.lanes, head: ledger.Head{Chain: ledger.NewChainID(f.workspace, f.incarnation, f.lane)}}
 		s.touch(c)
 		leaf := ledger.Genesis(f.workspace, f.incarnation, f.lane, f.lanes, f.recordedAt, generation)
-		s.append(c, &leaf, genesisEvent(f, leaf.BodyRoot), nil)
+		s.append(c, &leaf, genesisEvent(f, leaf.BodyRoot))
 		s.counts.genesis++
 	case !copied:
 		c = &chain{lineage: of, lanes: c.lanes, head: c.head.Clone()}
@@ -234,11 +232,7 @@ func (s *step) sealEvent(in input, f *facts) ([]sealed, error) {
 		FieldCount: f.fieldCount,
 		BodyRoot:   f.bodyRoot,
 	}
-	var keyed *[16]byte
-	if f.keyed {
-		keyed = &f.id
-	}
-	s.append(c, &leaf, in.value, keyed)
+	s.append(c, &leaf, in.value)
 	return s.out, nil
 }
 
@@ -247,13 +241,8 @@ func (s *step) touch(c *chain) {
 	s.order = append(s.order, c)
 }
 
-// openBlock is the number of the block that the next leaf belongs to.
-func (s *step) openBlock() uint32 {
-	return uint32((s.p.leaves + s.counts.leaves) / blockLeaves)
-}
-
 // append puts leaf, whose event's record is value, on c.
-func (s *step) append(c *chain, leaf *ledger.Leaf, value []byte, keyed *[16]byte) {
+func (s *step) append(c *chain, leaf *ledger.Leaf, value []byte) {
 	hash, node := c.head.Append(leaf)
 	b := s.values.room(len(value) + 32*len(node) + sealBytes)
 	start := len(b)
@@ -261,14 +250,13 @@ func (s *step) append(c *chain, leaf *ledger.Leaf, value []byte, keyed *[16]byte
 	s.values.chunk = b
 	s.out = append(s.out, sealed{value: b[start:len(b):len(b)], recordedAt: leaf.RecordedAt})
 
-	block := s.openBlock()
-	if keyed != nil {
-		s.window.add(*keyed, block)
+	if leaf.Kind != ledger.KindGenesis {
+		s.window.add(&leaf.ID)
 	}
 	s.lastChain, s.lastLeafHash, s.recordedAt = c.head.Chain, hash, leaf.RecordedAt
 	s.counts.leaves++
-	if s.openBlock() != block {
-		s.window.closeBlock(block, leaf.RecordedAt)
+	if (s.p.leaves+s.counts.leaves)%blockLeaves == 0 {
+		s.window.closeBlock(leaf.RecordedAt)
 		s.closers = append(s.closers, s.counts.leaves-1)
 	}
 }
@@ -285,7 +273,7 @@ func (s *step) finish(offsetOf func(leaf uint64) uint64) ([]state, error) {
 		records = append(records, state{topic: topic, key: []byte(key), value: value, recordedAt: recordedAt})
 		return nil
 	}
-	for i, b := range s.window.closed {
+	for i, b := range s.window.closed() {
 		key := strconv.FormatUint(uint64(b.number)%s.p.window.blocks, 10)
 		m := &recordpb.DedupBlock{Block: uint64(b.number), LastLedgerOffset: offsetOf(s.closers[i]), Ids: b.ids}
 		if err := add(schemas.TopicDedup, key, m, b.recordedAt); err != nil {

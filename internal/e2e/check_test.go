@@ -34,7 +34,7 @@ type report struct {
 	Inputs       int // records of the events topic
 	Leaves       int // genesis leaves among them
 	Chains       int
-	Duplicates   int // inputs left out because their keyed id is in the ledger
+	Duplicates   int // inputs left out because their id is in the ledger
 	Dead         int
 	Acknowledged int // distinct ids in the acknowledgement logs
 	Checkpoints  int // signed, and true
@@ -69,7 +69,6 @@ type input struct {
 	offset int64
 	id     [16]byte
 	value  uint64 // hash of the record's bytes
-	keyed  bool
 	sealed bool
 }
 
@@ -243,7 +242,7 @@ func (c *check) compareInputs(context.Context) error {
 				continue
 			}
 			first, ok := c.ids[in.id]
-			if in.keyed && ok && first.partition == p && first.offset < in.offset {
+			if ok && first.partition == p && first.offset < in.offset {
 				c.Duplicates++
 				continue
 			}

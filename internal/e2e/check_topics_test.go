@@ -96,7 +96,7 @@ func (c *check) readEvents(ctx context.Context) error {
 		var ev recordpb.Event
 		// A poison record stays an input with a zero id: it must turn up among the dead letters.
 		if proto.Unmarshal(r.Value, &ev) == nil && len(ev.GetId()) == 16 {
-			in.id, in.keyed = [16]byte(ev.GetId()), ev.GetKeyed()
+			in.id = [16]byte(ev.GetId())
 		}
 		c.inputs[r.Partition] = append(c.inputs[r.Partition], in)
 	})

@@ -89,7 +89,8 @@ type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// [16] UUIDv8 derived from the idempotency key where there was one, else UUIDv7.
 	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Whether id derives from an idempotency key, so that a second record with it is a duplicate.
+	// Whether id derives from an idempotency key, so that a retry has it too. A second record with one id is a duplicate
+	// either way.
 	Keyed bool `protobuf:"varint,2,opt,name=keyed,proto3" json:"keyed,omitempty"`
 	Kind  Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=immutable.v1.Kind" json:"kind,omitempty"`
 	// [16]
@@ -637,7 +638,7 @@ type PartitionHead struct {
 	// Leaves written, genesis leaves among them.
 	Leaves  uint64 `protobuf:"varint,4,opt,name=leaves,proto3" json:"leaves,omitempty"`
 	Genesis uint64 `protobuf:"varint,5,opt,name=genesis,proto3" json:"genesis,omitempty"`
-	// Input records dropped because their keyed id is in the window.
+	// Input records dropped because their id is in the window.
 	Duplicates uint64 `protobuf:"varint,6,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
 	// Input records sent to dlq.
 	Dead uint64 `protobuf:"varint,7,opt,name=dead,proto3" json:"dead,omitempty"`
@@ -769,8 +770,8 @@ func (x *PartitionHead) GetLastLeafHash() []byte {
 	return nil
 }
 
-// DedupBlock is a record of the dedup topic under the decimal number block mod (window/1000): the keyed ids among
-// the 1,000 leaves number block*1000 to block*1000+999 of the partition. Older than the window = ignored.
+// DedupBlock is a record of the dedup topic under the decimal number block mod (window/1000): the ids of
+// the 1,000 leaves number block*1000 to block*1000+999 of the partition, without its geneses. Older than the window = ignored.
 type DedupBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Block uint64                 `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
