@@ -130,7 +130,7 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 		}
 		e := new(recordpb.Event)
 		id := [16]byte{}
-		if err := protobuf.Unmarshal(r.Value, e); err == nil && e.GetKeyed() && len(e.GetId()) == 16 {
+		if err := protobuf.Unmarshal(r.Value, e); err == nil && len(e.GetId()) == 16 {
 			id = [16]byte(e.GetId())
 		}
 		unsealed[id] = append(unsealed[id], uint64(r.Offset))
@@ -162,7 +162,7 @@ func (g *gaps) tell(ctx context.Context, v *tableVerifier, unsealed map[[16]byte
 	return nil
 }
 
-// known says which of some keyed ids have a leaf: a second record of one is a retry.
+// known says which of some ids have a leaf: a second record of one is a retry, or was written again.
 func (s *store) known(ctx context.Context, ids map[[16]byte][]uint64) (map[[16]byte]bool, error) {
 	known := map[[16]byte]bool{}
 	var list []string

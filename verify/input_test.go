@@ -78,7 +78,7 @@ func TestTail(t *testing.T) {
 		}
 		records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1, Value: value})
 	}
-	retry, err := proto.Marshal(&recordpb.Event{Keyed: true, Id: c.Leaves[5].ID[:]}) // there is no gap in the input
+	retry, err := proto.Marshal(&recordpb.Event{Id: c.Leaves[5].ID[:]}) // there is no gap in the input
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestInputGap(t *testing.T) {
 			gaps = append(gaps, offset)
 		case len(gaps) == 1 && len(dead) == 0: // sealed before: a retry
 			gaps = append(gaps, 0)
-			e.Keyed, e.Id = true, c.Leaves[5].ID[:]
+			e.Id = c.Leaves[5].ID[:]
 		default:
 			dead = append(dead, &kgo.Record{Topic: schemas.TopicDLQ, Headers: []kgo.RecordHeader{
 				{Key: schemas.DLQHeaderTopic, Value: []byte(topic)},
