@@ -64,6 +64,12 @@ type Config struct {
 	// MaxLeavesBytes is the size from which an answer of leaves takes in no more; it may exceed it by one event. 64 KiB to 64
 	// MiB, default 8 MiB.
 	MaxLeavesBytes int
+	// MaxHistoryChains bounds the chains, all workspaces' together, of the maps of older epochs that are kept, of about 1 KB each. An
+	// epoch that has more by itself is refused. 1,000 to 10 million, default 100,000.
+	MaxHistoryChains int
+	// HistoryTimeout is how long ClickHouse may take over the map of an older epoch. A request waits for it no longer than
+	// RequestTimeout, and is answered 503 then; the next one may find it. 50 ms to 10 min, default 1 min.
+	HistoryTimeout time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -78,6 +84,8 @@ func (c Config) withDefaults() Config {
 	c.CountTimeout = orDefault(c.CountTimeout, 250*time.Millisecond)
 	c.CheckpointInterval = orDefault(c.CheckpointInterval, 500*time.Millisecond)
 	c.MaxLeavesBytes = orDefault(c.MaxLeavesBytes, 8<<20)
+	c.MaxHistoryChains = orDefault(c.MaxHistoryChains, 100_000)
+	c.HistoryTimeout = orDefault(c.HistoryTimeout, time.Minute)
 	return c
 }
 
@@ -119,5 +127,9 @@ func (c Config) Validate() error {
 		"checkpoint interval is %s: it must be 10 ms to 1 min", d.CheckpointInterval)
 	check(d.MaxLeavesBytes >= 64<<10 && d.MaxLeavesBytes <= 64<<20,
 		"max leaves bytes is %d: it must be 64 KiB to 64 MiB", d.MaxLeavesBytes)
+	check(d.MaxHistoryChains >= 1000 && d.MaxHistoryChains <= 10_000_000,
+		"max history chains is %d: it must be 1,000 to 10 million", d.MaxHistoryChains)
+	check(d.HistoryTimeout >= 50*time.Millisecond && d.HistoryTimeout <= 10*time.Minute,
+		"history timeout is %s: it must be 50 ms to 10 min", d.HistoryTimeout)
 	return errors.Join(errs...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sync/errgroup"
 
+	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/httpserver"
 	"getimmutable.dev/immutable/ledger"
 )
@@ -30,12 +31,24 @@ type chain struct {
 	Map         ledger.MapProof `json:"map"`
 }
 
-// chainList is GET /ledger/chains: the chains of a workspace at an epoch, and what ties them to a signed checkpoint.
+// absentLane is what GET /ledger/chains says of a lane that has no chain: the proof of that.
+type absentLane struct {
+	Lane  uint32          `json:"lane"`
+	Chain ledger.ChainID  `json:"chain"`
+	Map   ledger.MapProof `json:"map"`
+}
+
+// chainList is GET /ledger/chains: a workspace, its chains at an epoch and the lanes that have none, and what ties them to a signed
+// checkpoint.
 type chainList struct {
-	Epoch    string             `json:"epoch"`
-	LogProof string             `json:"log_proof"`
-	Keys     []ledger.BundleKey `json:"keys"`
-	Chains   []chain            `json:"chains"`
+	Workspace   ledger.Hex16       `json:"workspace"`
+	Incarnation ledger.Hex16       `json:"incarnation"`
+	Lanes       uint32             `json:"lanes"`
+	Epoch       string             `json:"epoch"`
+	LogProof    string             `json:"log_proof"`
+	Keys        []ledger.BundleKey `json:"keys"`
+	Chains      []chain            `json:"chains"`
+	Absent      []absentLane       `json:"absent"`
 }
 
 // notCovered is the 409 of what no checkpoint covers yet.
@@ -49,17 +62,22 @@ func notCovered(what string) error {
 const epochTime = 10 * time.Second
 
 // listChains is GET /ledger/chains.
-func (s *Service) listChains(_ context.Context, workspace [16]byte, r *http.Request) ([]byte, error) {
-	if err := noParameters(r); err != nil {
-		return nil, err
-	}
-	at, chains, err := s.roots.chainsOf(workspace)
+func (s *Service) listChains(ctx context.Context, workspace [16]byte, r *http.Request) ([]byte, error) {
+	q, err := parseAsked(r.URL.RawQuery, paramEpoch, paramCheckpoint, paramWitnessed)
 	if err != nil {
 		return nil, err
 	}
-	list := chainList{Epoch: at.text, LogProof: at.logProof, Keys: at.keys, Chains: []chain{}}
-	for _, c := range chains {
-		list.Chains = append(list.Chains, chain{c.workspace, c.incarnation, c.lane, c.lanes, c.chain, c.size, c.root, c.proof})
+	of := control.PrincipalFrom(ctx).Workspace
+	list := chainList{Workspace: workspace, Incarnation: of.Incarnation, Lanes: of.Lanes, Chains: []chain{}}
+	err = s.at(ctx, q, func(at *snapshot, m *chainMap) {
+		list.Epoch, list.LogProof, list.Keys = at.text, at.logProof, at.keys
+		for _, c := range m.of(workspace) {
+			list.Chains = append(list.Chains, chain{c.workspace, c.incarnation, c.lane, c.lanes, c.chain, c.size, c.root, c.proof})
+		}
+		list.Absent = m.absent(workspace, of.Incarnation, of.Lanes)
+	})
+	if err != nil {
+		return nil, err
 	}
 	return inData(list)
 }

@@ -19,6 +19,8 @@ const (
 	statementSpine       = "spine"
 	statementContent     = "content"
 	statementChains      = "chains"
+	statementSizes       = "map_sizes"
+	statementMapHashes   = "map_hashes"
 )
 
 // Reasons why a total is null, a label of immutable_query_totals_skipped_total.
@@ -35,6 +37,7 @@ const (
 	reasonStopping = "stopping" // the service is not running
 	reasonUnknown  = "unknown"  // whether a change was made is not known
 	reasonMap      = "map"      // the map of all chains is not known, or not the one that was signed
+	reasonHistory  = "history"  // the map of an older epoch is being made
 )
 
 // metrics holds resolved children: a request looks no label up, but for the status code of its answer.
@@ -54,6 +57,8 @@ type metrics struct {
 	mapRecords    prometheus.Counter
 	mapChains     prometheus.Gauge
 	mapSize       prometheus.Gauge
+	mapMaking     prometheus.Histogram
+	mapFailures   prometheus.Counter
 }
 
 // newMetrics registers the service's metrics; age is that of the newest checkpoint, in seconds.
@@ -103,22 +108,29 @@ func newMetrics(reg prometheus.Registerer, age func() float64) *metrics {
 		mapRestarts:   counter("map_restarts_total", "Times that the notary's state was read again from its beginning, after an error of Kafka's."),
 		mapRecords:    counter("map_undecodable_records_total", "Records of the notary's state that could not be read."),
 		mapChains:     gauge("map_chains", "Chains in the map that proofs are made of."),
-		mapSize:       gauge("map_log_entries", "Entries of the root log whose state of the chains is known from Kafka."),
+		mapMaking: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "immutable_query_older_map_duration_seconds",
+			Help:    "Time that making the map of all chains at an older epoch took, its failure included.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
+		}),
+		mapFailures: counter("older_map_mismatches_total", "Maps of older epochs that the leaves in ClickHouse do not make: lacking, or not what was signed."),
+		mapSize:     gauge("map_log_entries", "Entries of the root log whose state of the chains is known from Kafka."),
 	}
 	for _, name := range []string{
 		statementPage, statementCount, statementEvent, statementLeaves, statementHashes, statementCheckpoints, statementEntries,
 		statementSpine, statementContent, statementChains, statementTarget, statementErased,
+		statementSizes, statementMapHashes,
 	} {
 		m.statements[name] = statements.WithLabelValues(name)
 	}
 	for _, reason := range []string{skippedRows, skippedTime} {
 		m.totalsSkipped[reason] = skipped.WithLabelValues(reason)
 	}
-	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown, reasonMap} {
+	for _, reason := range []string{reasonBusy, reasonAway, reasonTimeout, reasonStopping, reasonUnknown, reasonMap, reasonHistory} {
 		m.unavailable[reason] = unavailable.WithLabelValues(reason)
 	}
 	reg.MustRegister(m.requests, statements, skipped, unavailable, m.shortPages, m.missingLeaves, m.eraseErrors, m.hashesRead, m.damaged,
-		m.mapMismatches, m.mapRestarts, m.mapRecords, m.mapChains, m.mapSize,
+		m.mapMismatches, m.mapRestarts, m.mapRecords, m.mapChains, m.mapSize, m.mapMaking, m.mapFailures,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "immutable_query_checkpoint_age_seconds",
 			Help: "Age of the newest signed checkpoint in ClickHouse; -1 while none is known.",

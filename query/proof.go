@@ -19,7 +19,8 @@ const maxRedactions = 100
 
 // getProof is GET /events/{id}/proof. A bundle that would not hold is not sent.
 func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Request) (content, error) {
-	if err := noParameters(r); err != nil {
+	q, err := parseAsked(r.URL.RawQuery, paramWitnessed)
+	if err != nil {
 		return content{}, err
 	}
 	notFound := httpserver.NotFound("There is no event with this id in the workspace of the API key.")
@@ -34,7 +35,7 @@ func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Requ
 	if e == nil {
 		return content{}, notFound
 	}
-	b, at, err := s.bundle(ctx, workspace, e)
+	b, at, err := s.bundle(ctx, workspace, e, q)
 	if err != nil {
 		return content{}, err
 	}
@@ -108,10 +109,11 @@ func redactionsStatement(workspace [16]byte, e *provableRow) *statement {
 	return st
 }
 
-// bundle makes the proof of an event. The error is a 409 while no checkpoint covers it.
-func (s *Service) bundle(ctx context.Context, workspace [16]byte, e *provableRow) (*ledger.Bundle, *snapshot, error) {
-	at, c, err := s.roots.chainOf(workspace, e.leaf.chain)
-	if err != nil {
+// bundle makes the proof of an event by what is asked for. The error is a 409 while no such checkpoint covers it.
+func (s *Service) bundle(ctx context.Context, workspace [16]byte, e *provableRow, q asked) (*ledger.Bundle, *snapshot, error) {
+	var at *snapshot
+	var c *provenChain
+	if err := s.at(ctx, q, func(is *snapshot, m *chainMap) { at, c = is, m.one(workspace, e.leaf.chain) }); err != nil {
 		return nil, nil, err
 	}
 	if c == nil || e.sequence >= c.size {

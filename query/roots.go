@@ -1,7 +1,6 @@
 package query
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -71,6 +70,7 @@ type chainMap struct {
 	workspaces map[[16]byte][]*chainRoot // in the order of their incarnations and lanes
 	epoch      uint64                    // whose map tree is
 	known      bool                      // whether it is any epoch's
+	positions  []uint64                  // of epoch, where it is an older one
 
 	// pending are changes after epoch, in the order of their epochs.
 	pending []change
@@ -250,9 +250,7 @@ func (m *chainMap) advance(epoch uint64) {
 		}
 		m.chains[c.chain] = &c
 		of := append(m.workspaces[c.workspace], &c)
-		slices.SortFunc(of, func(a, b *chainRoot) int {
-			return cmp.Or(bytes.Compare(a.incarnation[:], b.incarnation[:]), cmp.Compare(a.lane, b.lane))
-		})
+		slices.SortFunc(of, compareChains)
 		m.workspaces[c.workspace] = of
 	}
 	m.pending = slices.Clone(m.pending[n:])
@@ -261,33 +259,62 @@ func (m *chainMap) advance(epoch uint64) {
 
 var errMapUnknown = errors.New("the map of all chains is not known")
 
-// chains returns what a workspace has at the newest epoch that a checkpoint covers, each with its proof in the map. The slice is
-// the caller's.
-func (r *roots) chainsOf(workspace [16]byte) (*snapshot, []provenChain, error) {
+// use calls with the newest epoch that a checkpoint covers. f keeps nothing of the map.
+func (r *roots) use(f func(*snapshot, *chainMap)) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if err := r.usable(); err != nil {
-		return nil, nil, err
+		return err
 	}
-	var list []provenChain
-	for _, c := range r.serving.workspaces[workspace] {
-		list = append(list, provenChain{*c, r.serving.tree.Prove(c.chain)})
-	}
-	return r.current, list, nil
+	f(r.current, r.serving)
+	return nil
 }
 
-// chainOf is chainsOf for one chain; nil where the workspace has no such chain at that epoch.
-func (r *roots) chainOf(workspace [16]byte, chain ledger.ChainID) (*snapshot, *provenChain, error) {
+// useAt calls with the map of all chains where it is that of an epoch.
+func (r *roots) useAt(epoch uint64, f func(*chainMap)) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if err := r.usable(); err != nil {
-		return nil, nil, err
+	if r.usable() != nil || r.serving.epoch != epoch {
+		return false
 	}
-	c := r.serving.chains[chain]
+	f(r.serving)
+	return true
+}
+
+// chainsOf returns what a workspace has at the newest epoch that a checkpoint covers, each with its proof in the map. The slice is
+// the caller's.
+func (r *roots) chainsOf(workspace [16]byte) (at *snapshot, list []provenChain, err error) {
+	err = r.use(func(newest *snapshot, m *chainMap) { at, list = newest, m.of(workspace) })
+	return at, list, err
+}
+
+// of returns the chains of a workspace, each with its proof.
+func (m *chainMap) of(workspace [16]byte) (list []provenChain) {
+	for _, c := range m.workspaces[workspace] {
+		list = append(list, provenChain{*c, m.tree.Prove(c.chain)})
+	}
+	return list
+}
+
+// one returns a chain with its proof; nil where the workspace has no such chain.
+func (m *chainMap) one(workspace [16]byte, chain ledger.ChainID) *provenChain {
+	c := m.chains[chain]
 	if c == nil || c.workspace != workspace {
-		return r.current, nil, nil
+		return nil
 	}
-	return r.current, &provenChain{*c, r.serving.tree.Prove(chain)}, nil
+	return &provenChain{*c, m.tree.Prove(chain)}
+}
+
+// absent returns the lanes of an incarnation of a workspace that have no chain, each with the proof.
+func (m *chainMap) absent(workspace, incarnation [16]byte, lanes uint32) []absentLane {
+	list := []absentLane{}
+	for lane := range lanes {
+		id := ledger.NewChainID(workspace, incarnation, lane)
+		if m.chains[id] == nil {
+			list = append(list, absentLane{lane, id, m.tree.Prove(id)})
+		}
+	}
+	return list
 }
 
 // provenChain is a chain in the map of a snapshot's epoch.

@@ -33,6 +33,7 @@ type Service struct {
 	changes   chan struct{}
 	renderers sync.Pool // of *renderer
 	roots     *roots
+	history   *history
 	known     knownNodes
 
 	// running is locked for writing while Run is not running, and for reading while conn or erasures is used.
@@ -57,7 +58,7 @@ func New(
 		return nil, fmt.Errorf("query: %w", err)
 	}
 	s := &Service{
-		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg, roots.age), logger: logger, roots: roots,
+		cfg: cfg, view: view, writer: writer, metrics: newMetrics(reg, roots.age), logger: logger, roots: roots, history: newHistory(),
 		slots: make(chan struct{}, cfg.MaxRequests), changes: make(chan struct{}, maxChanges),
 	}
 	roots.metrics = s.metrics
@@ -88,6 +89,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var followers sync.WaitGroup
 	followers.Go(func() { s.roots.run(ctx) })
 	followers.Go(func() { s.keepCurrent(ctx) })
+	followers.Go(func() { s.makeMaps(ctx) })
 	<-ctx.Done()
 	s.running.Lock()
 	followers.Wait()

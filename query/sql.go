@@ -37,6 +37,14 @@ func selectPublic(columns, table string) *statement {
 	return s
 }
 
+// selectChains begins a statement on the leaves of all workspaces, which the map of all chains is made of. What it returns may be chain
+// ids, sizes and hashes, and leaves this package only as the hashes of a proof in the map.
+func selectChains(columns string) *statement {
+	s := new(statement)
+	s.write("SELECT ", columns, " FROM leaves WHERE true")
+	return s
+}
+
 // joinOr returns conditions of which any is enough.
 func joinOr(conditions []string) string { return strings.Join(conditions, " OR ") }
 

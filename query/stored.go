@@ -217,6 +217,14 @@ func newestCheckpointStatement() *statement {
 	return st
 }
 
+// witnessedCheckpointStatement asks for the checkpoint of the largest size that has a cosignature, with the most of them.
+func witnessedCheckpointStatement() *statement {
+	st := selectPublic(checkpointColumns, "checkpoints")
+	st.and("witnesses > 0")
+	st.write("\nORDER BY size DESC, witnesses DESC\nLIMIT 1")
+	return st
+}
+
 // checkpointAtStatement asks for the checkpoint of a size with the most cosignatures.
 func checkpointAtStatement(size uint64) *statement {
 	st := selectPublic(checkpointColumns, "checkpoints")
@@ -279,6 +287,14 @@ func newestEpochStatement(size uint64) *statement {
 	st := selectPublic(entryColumns, "root_log")
 	st.and("type = 'epoch' AND entry_index < ", st.bind("UInt64", size))
 	st.write("\nORDER BY entry_index DESC\nLIMIT 1")
+	return st
+}
+
+// epochStatement asks for the epoch of an index.
+func epochStatement(index uint64) *statement {
+	st := selectPublic(entryColumns, "root_log")
+	st.and("type = 'epoch' AND entry_index = ", st.bind("UInt64", index))
+	st.write("\nLIMIT 1")
 	return st
 }
 

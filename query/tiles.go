@@ -46,10 +46,11 @@ func (s *Service) covering(ctx context.Context) (*checkpointRow, error) {
 
 // getCheckpoint is GET /ledger/checkpoint.
 func (s *Service) getCheckpoint(ctx context.Context, r *http.Request) (content, error) {
-	if err := noParameters(r); err != nil {
+	q, err := parseAsked(r.URL.RawQuery, paramWitnessed)
+	if err != nil {
 		return content{}, err
 	}
-	c, err := s.covering(ctx)
+	c, err := s.askedCheckpoint(ctx, q)
 	if err != nil {
 		return content{}, err
 	}

@@ -152,6 +152,12 @@ func (a *api) ledger() {
 	get(tile, firstTile, "", "", 200)
 	get(entries, firstTile, "", "", 200)
 	get(chains, "", "", "read", 200)
+	get(chains, "", "epoch=2&checkpoint=3", "read", 200)
+	get(chains, "", "epoch=0", "read", 404)
+	get(chains, "", "epoch=-1", "read", 422)
+	get(checkpoint, "", "witnessed=x", "", 422)
+	get(proofOf, id, "witnessed=x", "read", 422)
+	get(proofOf, id, "witnessed=true", "read", 404)
 	if got := bytes.Count(get(leaves, "", "chain="+chain+"&from=0&limit=10000", "read", 200), []byte("\n")); got != writtenEvents+2 {
 		a.t.Errorf("%d lines of leaves", got)
 	}
@@ -166,6 +172,8 @@ func (a *api) ledger() {
 	a.parametersOf(anchors, "limit", "cursor")
 	a.parametersOf(verification, "from", "to", "limit")
 	a.parametersOf(leaves, "chain", "from", "limit")
+	a.parametersOf(chains, "epoch", "checkpoint", "witnessed")
+	a.parametersOf(checkpoint, "witnessed")
 	for _, path := range []string{proofOf, verification, anchors, anchor, anchorVerify, chains, leaves} {
 		one := map[string]string{proofOf: id, anchor: "3", anchorVerify: "3"}[path]
 		get(path, one, "nonsense=1", "read", 400)
@@ -193,6 +201,7 @@ func (a *api) ledger() {
 		get(path, firstTile, "", "", 500)
 	}
 	get(proofOf, id, "", "read", 500)
+	get(chains, "", "checkpoint=3", "read", 500)
 	get(leaves, "", "chain="+chain+"&from=2&limit=1", "read", 500)
 }
 

@@ -42,6 +42,8 @@ type Notary struct {
 	Start time.Time
 	// Log is the tree over the entries so far.
 	Log ledger.Head
+	// Positions are the cut of the next epoch. New sets four partitions without leaves.
+	Positions []uint64
 	// Map has every chain at its last epoch.
 	Map ledger.Map
 
@@ -50,7 +52,7 @@ type Notary struct {
 
 // New returns a root log without entries: Rotate enters the first.
 func New(origin string) *Notary {
-	return &Notary{Origin: origin, Start: time.Now().UTC().Truncate(time.Microsecond)}
+	return &Notary{Origin: origin, Start: time.Now().UTC().Truncate(time.Microsecond), Positions: make([]uint64, 4)}
 }
 
 // key is an Ed25519 key as a signed note knows it. It implements note.Signer.
@@ -114,7 +116,7 @@ func (n *Notary) Epoch(tb testing.TB, changed ...Chain) []*kgo.Record {
 			&recordpb.NotaryChain{Head: head, Epoch: index}))
 	}
 	return append(records, n.enter(tb, &ledger.Entry{Epoch: &ledger.Epoch{
-		MapRoot: n.Map.Root(), Chains: uint64(n.Map.Len()), Positions: make([]uint64, 4),
+		MapRoot: n.Map.Root(), Chains: uint64(n.Map.Len()), Positions: slices.Clone(n.Positions),
 	}})...)
 }
 
