@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/transparency-dev/merkle/compact"
 )
 
 // Leaves that do not fit together are kept by sequence until one follows that does. Of each, several hashes are possible: the
@@ -479,40 +481,70 @@ func (v *ChainVerifier) conclude(m *Mark) {
 	case !m.Known:
 		v.Conclude(RootUnknown)
 	case m.Root == *m.Want:
-		v.Conclude(RootHolds)
-	default:
+		v.tellAnew(RootHolds, m)
+		v.tellSuspects(RootHolds)
+	case m.Remembered || m.Older:
 		explained := v.faults > 0
-		v.Conclude(RootDiffers)
+		v.tellSuspects(RootDiffers)
 		if !explained {
 			v.rootDiffers(m)
 		}
+	default:
+		explained := v.faults > 0 || len(v.anew) > 0
+		v.Conclude(RootDiffers)
+		if !explained {
+			v.rootDiffers(m)
+			v.tellAnew(RootDiffers, nil)
+		}
 	}
-	v.sound, v.faults = m.Size, 0
+	if m.Size > v.sound {
+		v.soundBefore, v.sound = v.sound, m.Size
+	}
+	v.faults = 0
 }
 
-// rootDiffers: every leaf follows from its content and the one before, and the root is another. Where it is one that was verified before, it depends on
-// the next root that is known whether that history was signed too.
+// rootDiffers: every leaf follows from its content and the one before, and the root is another. Where it is one that was stated or verified before, it
+// depends on the next root that is known whether that history was signed too. After one older root differs, the others are bound to.
 func (v *ChainVerifier) rootDiffers(m *Mark) {
-	v.anew = append(v.anew, anew{v.sound, m})
-	if !m.Remembered {
-		v.tellAnew(RootDiffers)
+	a := anew{sound: v.sound, mark: m}
+	if a.sound >= m.Size { // another mark of this size holds
+		a.sound = v.soundBefore
 	}
+	if m.Remembered { // older roots of this log say nothing of what was verified before
+		a.sound = v.begin
+	}
+	if m.Older && slices.ContainsFunc(v.anew, func(a anew) bool { return a.mark.Older }) {
+		return
+	}
+	v.diverge(&a)
+	v.anew = append(v.anew, a)
 }
 
 // anew is a run of leaves that were written anew with their hashes, from a size on up to a mark.
 type anew struct {
 	sound uint64
 	mark  *Mark
+	// head is the tree up to the mark, and rest the subtrees after it.
+	head Head
+	rest *compact.Range
 }
 
-func (v *ChainVerifier) tellAnew(state RootState) {
-	for _, a := range v.anew {
-		verdict := Modified
-		if a.mark.Remembered && state == RootHolds {
+// tellAnew reports what was written anew: a fork where a later root holds. holds is its mark, nil where the caller looks at the roots.
+func (v *ChainVerifier) tellAnew(state RootState, holds *Mark) {
+	for i := range v.anew {
+		a := &v.anew[i]
+		verdict, detail := Modified, "they were written anew with their hashes"
+		if earlier := a.mark.Remembered || a.mark.Older; earlier && state == RootHolds {
 			verdict = Forked
 		}
-		v.fault(verdict, a.sound, max(a.mark.Size, 1)-1, [16]byte{}, fmt.Sprintf("the leaves give root %x at size %d, want %x: they were written anew with their hashes",
-			a.mark.Root, a.mark.Size, *a.mark.Want))
+		if verdict == Forked && holds != nil {
+			v.diverged(a, holds)
+		}
+		if a.mark.Older && holds != nil {
+			detail = fmt.Sprintf("an older epoch states that, and a later one the root at size %d that they do give", holds.Size)
+		}
+		v.fault(verdict, a.sound, max(a.mark.Size, 1)-1, [16]byte{}, fmt.Sprintf("the leaves give root %x at size %d, want %x: %s",
+			a.mark.Root, a.mark.Size, *a.mark.Want, detail))
 	}
 	v.anew = nil
 }
@@ -520,7 +552,7 @@ func (v *ChainVerifier) tellAnew(state RootState) {
 // Conclude reports the leaves whose content does not give their stored hashes since the last mark with a root that was wanted. Where the caller
 // looks at the roots itself, it is called after Close.
 func (v *ChainVerifier) Conclude(state RootState) {
-	v.tellAnew(state)
+	v.tellAnew(state, nil)
 	v.tellSuspects(state)
 }
 

@@ -23,7 +23,7 @@ func (v *ChainVerifier) BeginAt(head *Head, last *Leaf) {
 		v.base.hash, v.base.known = head.LastLeafHash, true
 		v.base.position = inputPosition{last.Generation, last.Partition, last.Offset}
 	}
-	v.counts.Size, v.sound = head.Size, head.Size
+	v.counts.Size, v.sound, v.begin = head.Size, head.Size, head.Size
 }
 
 // Head returns the tree over the leaves so far; known says whether it has all of their hashes. It is called after Close.

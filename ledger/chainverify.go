@@ -30,6 +30,9 @@ type Mark struct {
 	Want *Hash
 	// Remembered: Want is what an earlier run verified. Another root is a fork, where what came of it was signed too.
 	Remembered bool
+	// Older: Want is what an epoch of the same log states that is not the newest. Another root is a fork, where a later root that is wanted
+	// holds.
+	Older bool
 	// Covered is the time of the epoch that the mark is of, zero where it is of none. No leaf before the mark is more than five
 	// minutes younger.
 	Covered time.Time
@@ -71,9 +74,13 @@ type ChainVerifier struct {
 	suspects []suspect
 	// anew are runs of leaves that were verified before and are others now.
 	anew []anew
-	// sound is the size up to which roots were as wanted, faults the number of them reported since.
-	sound  uint64
-	faults int
+	// sound is the size up to which roots were judged, soundBefore the one before it, and faults the number of them reported since.
+	sound, soundBefore uint64
+	faults             int
+	// begin is the size that the verifier began at.
+	begin uint64
+	// divergences are kept as evidence.
+	divergences []Divergence
 
 	withheld map[[16]byte][]withheld // by event id: one that is there twice must not hide what the other lacks
 	waiting  int                     // entries of withheld
@@ -243,6 +250,7 @@ func (v *ChainVerifier) append(hash Hash, known bool) []Hash {
 		v.head.Size++
 		return nil
 	}
+	v.extend(hash)
 	return v.head.AppendHash(hash)
 }
 

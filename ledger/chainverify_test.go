@@ -373,3 +373,66 @@ func TestChainPrevious(t *testing.T) {
 		t.Error(faults)
 	}
 }
+
+// What older epochs state is a fork where a later root holds: one finding, as narrow as they tell, and what it takes to show it to others.
+func TestChainOlder(t *testing.T) {
+	honest := newTestChain(t, 30)
+	at := func(size uint64, wrong bool) Mark {
+		root := honest.rootAt(t, size)
+		if wrong {
+			root[0] ^= 1
+		}
+		return Mark{Size: size, Want: &root, Older: true}
+	}
+	newest := func(wrong bool) Mark {
+		m := at(31, wrong)
+		m.Older = false
+		return m
+	}
+	remembered := func(size uint64) Mark {
+		m := at(size, true)
+		m.Older, m.Remembered = false, true
+		return m
+	}
+	for name, tc := range map[string]struct {
+		marks []Mark
+		want  []string
+		forks int
+	}{
+		"honest":                 {[]Mark{at(5, false), at(15, false), newest(false)}, nil, 0},
+		"between two":            {[]Mark{at(5, false), at(15, true), at(20, true), newest(false)}, []string{"FORKED 5..14"}, 1},
+		"from the first on":      {[]Mark{at(5, true), newest(false)}, []string{"FORKED 0..4"}, 1},
+		"back again":             {[]Mark{at(5, false), at(15, true), at(20, false), at(25, true), newest(false)}, []string{"FORKED 5..14", "FORKED 20..24"}, 2},
+		"one size":               {[]Mark{at(5, false), at(15, false), at(15, true), newest(false)}, []string{"FORKED 5..14"}, 1},
+		"the newest size":        {[]Mark{at(5, false), at(31, true), newest(false)}, []string{"FORKED 5..30"}, 1},
+		"and not the newest":     {[]Mark{at(5, false), at(15, true), at(20, true), newest(true)}, []string{"MODIFIED 5..14"}, 0},
+		"remembered otherwise":   {[]Mark{at(5, false), at(15, false), remembered(15), newest(false)}, []string{"FORKED 0..14"}, 1},
+		"stated and remembered":  {[]Mark{at(5, false), at(15, true), remembered(15), newest(false)}, []string{"FORKED 5..14", "FORKED 0..14"}, 2},
+		"the newest alone wrong": {[]Mark{at(5, false), at(15, false), newest(true)}, []string{"MODIFIED 15..30"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			faults, v := verifyStored(honest, honest.stored(t), tc.marks...)
+			var found []string
+			for _, f := range faults {
+				words := strings.Fields(f)
+				found = append(found, words[0]+" "+strings.TrimSuffix(words[4], ":"))
+			}
+			if !slices.Equal(found, tc.want) {
+				t.Errorf("%v, want %v", faults, tc.want)
+			}
+			if len(v.Divergences()) != tc.forks {
+				t.Errorf("%d divergences, want %d", len(v.Divergences()), tc.forks)
+			}
+			for _, d := range v.Divergences() {
+				older, newer := v.Marks()[d.Older], v.Marks()[d.Newer]
+				head := Head{Size: older.Size, Range: d.Range}
+				if head.Root() == *older.Want || head.Root() != honest.rootAt(t, older.Size) {
+					t.Error("it begins with another root")
+				}
+				if err := head.AppendSubtrees(newer.Size, d.Rest); err != nil || head.Root() != *newer.Want {
+					t.Errorf("it does not lead to the newer root: %v", err)
+				}
+			}
+		})
+	}
+}
