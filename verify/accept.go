@@ -23,6 +23,8 @@ type accepted struct {
 	// remembered is what was accepted of this log before; nil where nothing was.
 	remembered *rememberedLog
 	forked     bool
+	// sources are remembered too.
+	sources map[string]rememberedWorkspace
 }
 
 // acceptance is what one run needs to accept a checkpoint.
@@ -130,9 +132,7 @@ func (a *acceptance) replayTo(ctx context.Context, log rootLog, opened *ledger.O
 		}
 	}
 	p := newReplay(a.report, opened.Origin, append([]uint64{oldSize, opened.Size}, a.sizes...)...)
-	if a.cfg.Epochs > 1 {
-		p.epochs.every = max(1, opened.Size/uint64(a.cfg.Epochs))
-	}
+	p.epochs.picked = pickEpochs(opened.Size, a.cfg.Epochs-1)
 	return p, p.run(ctx, log, opened.Size)
 }
 
@@ -206,6 +206,25 @@ func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail stri
 	a.report.Evidence = append(a.report.Evidence, path)
 }
 
+// keepChainFork keeps the proof that two epochs state two histories of a chain, where it is one.
+func (a *acceptance) keepChainFork(f *ledger.ChainFork) {
+	if err := f.Verify(a.cfg.Trust, a.cfg.Now); err != nil {
+		a.report.undecided("no evidence can be made of what chain %x was: %v", f.Chain, err)
+		return
+	}
+	f.FoundAt = a.cfg.Now.UTC()
+	text, err := f.Encode()
+	path := filepath.Join(a.cfg.EvidenceDir, fmt.Sprintf("fork-%x-%d.json", f.Chain, f.Older.Size))
+	if err == nil {
+		err = writeFile(path, text)
+	}
+	if err != nil {
+		a.report.undecided("the evidence of the fork could not be written: %v", err)
+		return
+	}
+	a.report.Evidence = append(a.report.Evidence, path)
+}
+
 // keepForkedChain keeps the proof of a fork that the root log does not show: a chain that was stated otherwise by what was accepted before.
 func (a *acceptance) keepForkedChain(r *accepted) {
 	ofChain := slices.ContainsFunc(a.report.Faults, func(f *ledger.Fault) bool { return f.Verdict == ledger.Forked && f.Chain != nil })
@@ -234,12 +253,14 @@ func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedC
 	}
 	l := &rememberedLog{
 		Checkpoint: string(r.Signed), Range: head.Range, LastHash: head.LastLeafHash, Keys: r.replay.keyEntries, Epoch: string(epoch),
-		Chains: map[ledger.ChainID]rememberedChain{},
+		Chains: map[ledger.ChainID]rememberedChain{}, Sources: map[string]rememberedWorkspace{},
 	}
 	if r.remembered != nil {
 		maps.Copy(l.Chains, r.remembered.Chains)
+		maps.Copy(l.Sources, r.remembered.Sources)
 	}
 	maps.Copy(l.Chains, chains)
+	maps.Copy(l.Sources, r.sources)
 	a.memory.Logs[r.Origin] = l
 	return a.memory.save(a.cfg.MemoryFile)
 }

@@ -174,7 +174,7 @@ func remembered(results []*chainResult) map[ledger.ChainID]rememberedChain {
 		}
 		for _, m := range r.marks {
 			if m.Known && m.Size > chains[r.id].Size {
-				chains[r.id] = rememberedChain{r.identity.Workspace, m.Size, m.Root}
+				chains[r.id] = rememberedChain{Workspace: r.identity.Workspace, Size: m.Size, Root: m.Root}
 			}
 		}
 	}

@@ -80,7 +80,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 	v.checkEpochs(results)
 	if a != nil {
 		if all, few := a.replay.epochs.seen, uint64(len(v.epochs)); all > few {
-			v.report.notChecked("%d of %d epochs: --epochs says how many are recomputed, evenly spread", all-few, all)
+			v.report.notChecked("%d of %d epochs: --epochs says how many are recomputed, half of them drawn at random", all-few, all)
 		}
 	}
 	v.checkForgotten(old, results)

@@ -21,7 +21,7 @@ type Config struct {
 	MemoryFile string
 	// EvidenceDir is where the two checkpoints of a fork are written. Default: the working directory.
 	EvidenceDir string
-	// Epochs is how many epochs of the past are recomputed too, from the operator's tables. Default 64, at most 4096.
+	// Epochs is how many epochs are compared with: the newest, the oldest, some evenly spread and as many at random. Default 64, at most 4096.
 	Epochs int
 	// Settle is how long to wait for the operator's tables to hold what the newest epoch covers. Default 10 s.
 	Settle time.Duration

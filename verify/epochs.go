@@ -3,12 +3,49 @@ package verify
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
+	"maps"
+	"math/big"
+	"math/bits"
 	"slices"
 	"strings"
 
 	"getimmutable.dev/immutable/ledger"
 )
+
+// pickEpochs picks entries of a root log before an index, n of them or all where there are not more: the first, others evenly spread, and a
+// half at random, so that nobody can know which.
+func pickEpochs(before uint64, n int) []uint64 {
+	if n <= 0 || before == 0 {
+		return nil
+	}
+	most := uint64(n)
+	if before <= most {
+		return sequence(before)
+	}
+	picked := map[uint64]bool{}
+	spread := (most + 1) / 2
+	for i := range spread {
+		hi, lo := bits.Mul64(i, before)
+		at, _ := bits.Div64(hi, lo, spread)
+		picked[at] = true
+	}
+	limit := new(big.Int).SetUint64(before)
+	for uint64(len(picked)) < most {
+		at, _ := rand.Int(rand.Reader, limit) // it ends the program rather than return an error
+		picked[at.Uint64()] = true
+	}
+	return slices.Sorted(maps.Keys(picked))
+}
+
+func sequence(n uint64) []uint64 {
+	all := make([]uint64, n)
+	for i := range all {
+		all[i] = uint64(i)
+	}
+	return all
+}
 
 // listChains lists the chains in the tables, and what does not belong to one.
 func (v *tableVerifier) listChains(ctx context.Context, old *rememberedLog) ([]chainRows, error) {

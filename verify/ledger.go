@@ -27,7 +27,7 @@ func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api)}
+	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api), foreign: map[ledger.ChainID]bool{}}
 	defer v.client.close()
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m}
 	if err := v.run(ctx); err != nil {
@@ -43,16 +43,34 @@ type apiVerifier struct {
 	cfg    *Config
 	report *Report
 	client *client
+	// behind is set where all is verified by an older checkpoint than the newest.
+	behind *BehindReport
+	// foreign are chains of which it has been said that they are of another workspace.
+	foreign map[ledger.ChainID]bool
 }
 
 // chainsAnswer is the answer of GET /ledger/chains.
 type chainsAnswer struct {
-	Data struct {
-		Epoch    string             `json:"epoch"`
-		LogProof string             `json:"log_proof"`
-		Keys     []ledger.BundleKey `json:"keys"`
-		Chains   []apiChain         `json:"chains"`
-	} `json:"data"`
+	Data statedChains `json:"data"`
+}
+
+// statedChains are a workspace's chains at an epoch, and its lanes that have none.
+type statedChains struct {
+	Workspace   ledger.Hex16       `json:"workspace"`
+	Incarnation ledger.Hex16       `json:"incarnation"`
+	Lanes       uint32             `json:"lanes"`
+	Epoch       string             `json:"epoch"`
+	LogProof    string             `json:"log_proof"`
+	Keys        []ledger.BundleKey `json:"keys"`
+	Chains      []apiChain         `json:"chains"`
+	Absent      []absentLane       `json:"absent"`
+}
+
+// absentLane is a lane of which the answer proves that it has no chain.
+type absentLane struct {
+	Lane  uint32          `json:"lane"`
+	Chain ledger.ChainID  `json:"chain"`
+	Map   ledger.MapProof `json:"map"`
 }
 
 // apiChain is a chain as the answer states it.
@@ -75,41 +93,75 @@ const maxCheckpointBytes = 256 << 10
 
 // run goes through the checks; each writes what it finds into the report.
 func (v *apiVerifier) run(ctx context.Context) error {
-	newest, err := v.client.bytes(ctx, "/ledger/checkpoint", maxCheckpointBytes)
-	if err != nil {
+	newest, answer, err := v.ask(ctx)
+	if err != nil || answer == nil {
 		return v.unanswered(err)
 	}
-	text, err := v.client.bytes(ctx, "/ledger/chains", v.client.MaxAnswerBytes)
-	if err != nil {
-		return v.unanswered(err)
-	}
-	var answer chainsAnswer
-	if err := json.Unmarshal(text, &answer); err != nil {
-		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %v", err)
-		return nil
-	}
-	a, epoch, err := v.checkpoint(ctx, newest, &answer)
+	a, epoch, err := v.checkpoint(ctx, newest, answer)
 	if err != nil {
 		return v.unanswered(err)
 	}
 	if a == nil {
 		return nil
 	}
-	results, err := v.verifyChains(ctx, a, epoch, answer.Data.Chains)
+	v.report.Checkpoint.Behind = v.behind
+	h := &histories{
+		apiVerifier: v, a: a, keys: answer.Data.Keys, sides: map[ledger.ChainID][]*ledger.StatedChain{}, gone: map[ledger.ChainID]bool{},
+	}
+	h.epochs = []*statedEpoch{v.checkStatedEpoch(epoch, answer)}
+	if err := h.askOlder(ctx); err != nil {
+		return err
+	}
+	h.checkFalls()
+	results, err := v.verifyChains(ctx, h)
 	if err != nil {
 		return err
 	}
-	v.checkForgotten(a.remembered, results)
-	v.checkLanes(answer.Data.Chains)
-	v.report.notChecked("whether older epochs state the same leaves, but for those of the checkpoint that is remembered: with the log's key a chain can be " +
-		"written anew in a later epoch")
+	v.checkForgotten(a.remembered, results, h.gone)
+	source := v.checkSource(a, &answer.Data)
+	if d := h.newest().answer; len(d.Chains) == 0 {
+		v.report.undecided("workspace %x, incarnation %x: none of its %d lanes has a chain at epoch %d, so there is nothing to verify",
+			d.Workspace, d.Incarnation, d.Lanes, epoch.Index)
+	}
 	if len(results) > 0 {
 		i := results[0].identity
 		v.report.notef("workspace %x, incarnation %x", i.Workspace, i.Incarnation)
 	}
 	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
+	h.keepForks(results)
 	v.keepForkedChain(a)
-	return v.remember(a, remembered(results))
+	a.sources = map[string]rememberedWorkspace{source: {answer.Data.Workspace, answer.Data.Incarnation}}
+	return v.remember(a, h.remembered(results))
+}
+
+// ask returns the newest checkpoint, and what proves the chains: by that, or where too few witnesses have signed it, by the newest one that
+// enough of them have. The answer is nil where it cannot be read.
+func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAnswer, err error) {
+	if newest, err = v.client.bytes(ctx, "/ledger/checkpoint", maxCheckpointBytes); err != nil {
+		return nil, nil, err
+	}
+	if answer, err = v.chains(ctx, ""); err != nil || answer == nil {
+		return nil, nil, err
+	}
+	older, err := v.askWitnessed(ctx, answer)
+	if older != nil {
+		answer = older
+	}
+	return newest, answer, err
+}
+
+// chains asks for the chains. The answer is nil where it cannot be read.
+func (v *apiVerifier) chains(ctx context.Context, query string) (*chainsAnswer, error) {
+	text, err := v.client.bytes(ctx, "/ledger/chains"+query, v.client.MaxAnswerBytes)
+	if err != nil {
+		return nil, err
+	}
+	answer := new(chainsAnswer)
+	if err := json.Unmarshal(text, answer); err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: %v", query, err)
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	return answer, nil
 }
 
 // unanswered makes an answer that does not come a verification that is not decided, unless it was ended.
@@ -138,7 +190,7 @@ func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *cha
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/checkpoint: %v", err)
 		return nil, nil, nil
 	}
-	epoch := v.checkEpoch(answer.Data.Epoch, p.Index, p.Hashes, stated)
+	epoch := v.checkEpoch("", answer.Data.Epoch, p.Index, p.Hashes, stated)
 	keys, ok := v.checkKeys(answer.Data.Keys, stated)
 	if epoch == nil || !ok {
 		return nil, nil, nil
@@ -154,7 +206,7 @@ func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *cha
 }
 
 // checkEpoch: the epoch is in the root log that the checkpoint states.
-func (v *apiVerifier) checkEpoch(text string, index uint64, path [][32]byte, stated *ledger.Checkpoint) *ledger.Entry {
+func (v *apiVerifier) checkEpoch(query, text string, index uint64, path [][32]byte, stated *ledger.Checkpoint) *ledger.Entry {
 	e, err := ledger.ParseEntry([]byte(text))
 	if err == nil && (e.Epoch == nil || e.Index != index) {
 		err = fmt.Errorf("%w: it is not the epoch at index %d", ledger.ErrEntry, index)
@@ -167,7 +219,7 @@ func (v *apiVerifier) checkEpoch(text string, index uint64, path [][32]byte, sta
 		err = ledger.VerifyInclusion(ledger.EntryHash([]byte(text)), index, stated.Size, hashes, stated.Root)
 	}
 	if err != nil {
-		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: epoch: %v", err)
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: epoch: %v", query, err)
 		return nil
 	}
 	return e
@@ -175,9 +227,16 @@ func (v *apiVerifier) checkEpoch(text string, index uint64, path [][32]byte, sta
 
 // checkKeys: the key changes are in the root log that the checkpoint states.
 func (v *apiVerifier) checkKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys ledger.KeyHistory, ok bool) {
+	keys, err := provenKeys(stated, checkpoint)
+	if err != nil {
+		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %v", err)
+	}
+	return keys, err == nil
+}
+
+func provenKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys ledger.KeyHistory, err error) {
 	if len(stated) > maxKeyChanges {
-		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %d key changes, at most %d are read", len(stated), maxKeyChanges)
-		return nil, false
+		return nil, fmt.Errorf("%d key changes, at most %d are read", len(stated), maxKeyChanges)
 	}
 	for _, k := range stated {
 		e, err := ledger.ParseEntry([]byte(k.Entry))
@@ -188,11 +247,10 @@ func (v *apiVerifier) checkKeys(stated []ledger.BundleKey, checkpoint *ledger.Ch
 			err = keys.Append(checkpoint.Origin, e)
 		}
 		if err != nil {
-			v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: key change: %v", err)
-			return nil, false
+			return nil, fmt.Errorf("key change: %w", err)
 		}
 	}
-	return keys, true
+	return keys, nil
 }
 
 // checkOther compares the checkpoint that GET /ledger/checkpoint answers with the one that the chains are proven by.
@@ -238,7 +296,7 @@ func (v *apiVerifier) checkChain(c *apiChain, epoch *ledger.Entry) bool {
 		return false
 	}
 	if err := c.Map.VerifyPresent(c.Chain, c.Size, c.Root, epoch.Epoch.MapRoot); err != nil {
-		v.chainFault(ledger.InvalidProof, c, "it is not in the epoch's map at size %d: %v", c.Size, err)
+		v.chainFault(ledger.InvalidProof, c, "it is not in the map of epoch %d at size %d: %v", epoch.Index, c.Size, err)
 		return false
 	}
 	return true
@@ -248,26 +306,17 @@ func (v *apiVerifier) chainFault(verdict ledger.Verdict, c *apiChain, format str
 	v.report.fault(&ledger.Fault{Verdict: verdict, Chain: &c.Chain, Detail: fmt.Sprintf(format, args...)})
 }
 
-// verifyChains recomputes all chains that the epoch is proven to hold.
-func (v *apiVerifier) verifyChains(ctx context.Context, a *accepted, epoch *ledger.Entry, chains []apiChain) ([]*chainResult, error) {
+// verifyChains recomputes all chains that the newest epoch is proven to hold, with the roots that older ones state.
+func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainResult, error) {
 	run := &chainRun{cfg: v.cfg, report: v.report}
 	var jobs []*chainJob
-	seen := map[ledger.ChainID]bool{}
-	for i := range chains {
-		c := &chains[i]
-		if seen[c.Chain] || !v.checkChain(c, epoch) {
+	for i := range h.newest().answer.Chains {
+		c := &h.newest().answer.Chains[i]
+		if h.newest().chains[c.Chain] != c {
 			continue
 		}
-		seen[c.Chain] = true
 		run.expected += c.Size
-		job := &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c}).leaves}
-		if m, ok := memoryMark(a.remembered, c.Chain); ok && m.Size <= c.Size {
-			job.marks = append(job.marks, m)
-		} else if ok {
-			v.chainFault(ledger.RolledBack, c, "it has %d leaves, it had %d when it was verified before", c.Size, m.Size)
-		}
-		job.marks = append(job.marks, ledger.Mark{Size: c.Size, Want: &c.Root, Covered: epoch.Time})
-		jobs = append(jobs, job)
+		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c}).leaves, marks: h.marks(c)})
 	}
 	results, err := run.verifyAll(ctx, jobs)
 	for _, r := range results {
@@ -282,14 +331,12 @@ func (v *apiVerifier) verifyChains(ctx context.Context, a *accepted, epoch *ledg
 			})
 		}
 	}
-	if len(results) > 0 {
-		v.report.Epochs = 1
-	}
+	v.report.Epochs = uint64(len(h.epochs))
 	return results, err
 }
 
-// checkForgotten: a chain of the workspace that was verified before is still there.
-func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult) {
+// checkForgotten: a chain of the workspace that was verified before is still there. Of those that are gone it has been said.
+func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult, gone map[ledger.ChainID]bool) {
 	if old == nil {
 		return
 	}
@@ -298,30 +345,12 @@ func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult)
 		here[r.id], workspaces[r.identity.Workspace] = true, true
 	}
 	for id, c := range old.Chains {
-		if workspaces[c.Workspace] && !here[id] {
+		if workspaces[c.Workspace] && !here[id] && !gone[id] {
 			v.report.fault(&ledger.Fault{
 				Verdict: ledger.RolledBack, Chain: &id,
 				Detail: fmt.Sprintf("it had %d leaves when it was verified before, and is not there any more", c.Size),
 			})
 		}
-	}
-}
-
-// checkLanes says of which lanes nothing was shown.
-func (v *apiVerifier) checkLanes(chains []apiChain) {
-	if len(chains) == 0 {
-		v.report.undecided("the API shows no chain: nothing proves that the workspace has none")
-		return
-	}
-	shown := map[uint32]bool{}
-	for i := range chains {
-		shown[chains[i].Lane] = true
-		if chains[i].Workspace != chains[0].Workspace || chains[i].Incarnation != chains[0].Incarnation || chains[i].Lanes != chains[0].Lanes {
-			v.chainFault(ledger.CrossChain, &chains[i], "it is of another workspace than chain %x", chains[0].Chain)
-		}
-	}
-	if n := int(chains[0].Lanes) - len(shown); n > 0 {
-		v.report.notChecked("%d of %d lanes of the workspace, of which the API shows no chain: nothing proves that they have none", n, chains[0].Lanes)
 	}
 }
 

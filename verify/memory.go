@@ -40,12 +40,21 @@ type rememberedLog struct {
 	Epoch string `json:"epoch"`
 	// Chains by id, as they were recomputed then.
 	Chains map[ledger.ChainID]rememberedChain `json:"chains"`
+	// Sources says which workspace an API key has read where, by the key's fingerprint and the URL.
+	Sources map[string]rememberedWorkspace `json:"sources,omitzero"`
 }
 
 type rememberedChain struct {
 	Workspace ledger.Hex16 `json:"workspace"`
 	Size      uint64       `json:"size"`
 	Root      ledger.Hash  `json:"root"`
+	// Stated is what the epoch of then proves of it, so that it convicts who states something else; nil from the operator's tables.
+	Stated *ledger.StatedChain `json:"stated,omitzero"`
+}
+
+type rememberedWorkspace struct {
+	Workspace   ledger.Hex16 `json:"workspace"`
+	Incarnation ledger.Hex16 `json:"incarnation"`
 }
 
 // loadMemory reads a memory file; one that is not there is empty.

@@ -79,6 +79,17 @@ type CheckpointReport struct {
 	// Epoch is the entry of the root log that everything was compared with, and EpochTime when it was made.
 	Epoch     uint64    `json:"epoch"`
 	EpochTime time.Time `json:"epoch_time,omitzero"`
+	// Behind is set where the newest checkpoint has too few cosignatures, and this is an older one that has enough.
+	Behind *BehindReport `json:"behind,omitzero"`
+}
+
+// BehindReport says how far a believed checkpoint is behind the newest one.
+type BehindReport struct {
+	// Size of the newest checkpoint.
+	Size uint64 `json:"size"`
+	// Epochs and Seconds between the newest epochs that they cover.
+	Epochs  int64   `json:"epochs"`
+	Seconds float64 `json:"seconds"`
 }
 
 func newReport(subject string, maxFaults int) *Report {

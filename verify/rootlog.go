@@ -47,8 +47,7 @@ type replay struct {
 	faults  uint64
 	last    *ledger.Epoch // positions and chains only rise
 	time    time.Time
-	// sample picks the epochs that are kept, each time an epoch passes.
-	epochs *epochSample
+	epochs  *epochSample
 	// at are sizes whose roots are wanted, in rising order.
 	at    []uint64
 	roots map[uint64]ledger.Hash
@@ -252,10 +251,11 @@ func (p *replay) reached() {
 	}
 }
 
-// epochSample keeps the newest epoch, and others evenly spread over the root log.
+// epochSample keeps the newest epoch, and others that were picked.
 type epochSample struct {
-	// every is how many entries there are to an epoch that is kept; 0 keeps none but the newest.
-	every  uint64
+	// picked are entries of the root log, in rising order: of each, the first epoch from it on is kept.
+	picked []uint64
+	keep   bool // newest was picked
 	kept   []*ledger.Entry
 	newest *ledger.Entry
 	seen   uint64
@@ -263,8 +263,11 @@ type epochSample struct {
 
 func (s *epochSample) add(e *ledger.Entry) {
 	s.seen++
-	if s.every > 0 && s.newest != nil && (len(s.kept) == 0 || s.newest.Index/s.every > s.kept[len(s.kept)-1].Index/s.every) {
-		s.kept = append(s.kept, s.newest)
+	if s.keep {
+		s.kept, s.keep = append(s.kept, s.newest), false
+	}
+	for len(s.picked) > 0 && s.picked[0] <= e.Index {
+		s.picked, s.keep = s.picked[1:], true
 	}
 	s.newest = e
 }

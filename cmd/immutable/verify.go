@@ -101,6 +101,7 @@ type verifyLedgerCmd struct {
 	MaxAge time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
 	URL    string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
 	APIKey string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
+	Epochs int           `help:"How many epochs the chains are compared with: the newest, the oldest, some evenly spread and as many at random." default:"64"`
 }
 
 // Run prints what was found.
@@ -109,7 +110,7 @@ func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	cfg.MaxAge, cfg.Progress = c.MaxAge, progress(p.stderr)
+	cfg.MaxAge, cfg.Epochs, cfg.Progress = c.MaxAge, c.Epochs, progress(p.stderr)
 	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
 	return c.print(p, r, err)
 }
@@ -121,7 +122,7 @@ type verifyClickHouseCmd struct {
 	DSN          string        `name:"dsn" help:"ClickHouse on its native protocol; ?secure=true for TLS." placeholder:"clickhouse://USER:PASSWORD@HOST:PORT/DATABASE" required:""`
 	PasswordFile string        `name:"clickhouse-password-file" help:"File that holds the password instead." placeholder:"FILE"`
 	CA           string        `name:"clickhouse-tls-ca" help:"PEM file of the certificates to trust instead of the system's." placeholder:"FILE"`
-	Epochs       int           `help:"How many epochs of the past are recomputed, evenly spread." default:"64"`
+	Epochs       int           `help:"How many epochs are recomputed: the newest, the oldest, some evenly spread and as many at random." default:"64"`
 	Settle       time.Duration `help:"Time to wait for rows that the newest epoch covers and that are being written." default:"10s"`
 }
 

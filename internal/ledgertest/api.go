@@ -1,10 +1,13 @@
 package ledgertest
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +25,16 @@ type Server struct {
 
 	Ledger    *Ledger
 	Workspace [16]byte
-	// Spoil, where set, changes the answer to a path before it is sent.
+	// Key is the API key that is taken; empty for APIKey.
+	Key string
+	// Incarnation and Lanes of the workspace; where Lanes is 0, those of its last chain.
+	Incarnation [16]byte
+	Lanes       uint32
+	// Hidden chains are left out of every answer.
+	Hidden map[ledger.ChainID]bool
+	// Refuse, where set, says which requests are answered 503.
+	Refuse func(uri string) bool
+	// Spoil, where set, changes the answer to a path before it is sent. The path has a query where that asks for an epoch or for witnesses.
 	Spoil func(path string, answer []byte) []byte
 }
 
@@ -40,16 +52,29 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var answer []byte
 	var err error
+	q := r.URL.Query()
+	asked := path
+	if q.Has("epoch") || q.Has("witnessed") {
+		asked += "?" + r.URL.RawQuery
+	}
+	if s.Refuse != nil && s.Refuse(asked) {
+		http.Error(w, "unavailable", http.StatusServiceUnavailable)
+		return
+	}
 	switch {
 	case path == "/ledger/checkpoint":
-		answer = s.Ledger.Newest()
+		size := s.Ledger.newestSize()
+		if q.Get("witnessed") == "true" {
+			size = s.Ledger.witnessed()
+		}
+		answer = s.Ledger.Checkpoints[size]
 	case strings.HasPrefix(path, "/ledger/tile/"):
 		answer, err = s.Ledger.tile(strings.TrimPrefix(path, "/ledger/tile/"))
-	case r.Header.Get("Authorization") != "Bearer "+APIKey:
+	case r.Header.Get("Authorization") != "Bearer "+cmp.Or(s.Key, APIKey):
 		http.Error(w, "unauthorized", http.StatusUnauthorized)
 		return
 	case path == "/ledger/chains":
-		answer, err = s.Ledger.chains(s.Workspace)
+		answer, err = s.chains(q)
 	case path == "/ledger/leaves":
 		answer, err = s.leaves(r)
 	default:
@@ -60,7 +85,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if s.Spoil != nil {
-		answer = s.Spoil(path, answer)
+		answer = s.Spoil(asked, answer)
 	}
 	_, _ = w.Write(answer)
 }
@@ -102,9 +127,9 @@ func (l *Ledger) tile(path string) ([]byte, error) {
 	return b, nil
 }
 
-// path proves an entry in the root log as it is.
-func (l *Ledger) path(index uint64) ([]ledger.Hash, error) {
-	p, err := ledger.PlanInclusion(index, l.head.Size)
+// path proves an entry in the root log as it was at a size.
+func (l *Ledger) path(index, size uint64) ([]ledger.Hash, error) {
+	p, err := ledger.PlanInclusion(index, size)
 	if err != nil {
 		return nil, err
 	}
@@ -119,31 +144,34 @@ func build(p *ledger.ProofPlan, levels [][]ledger.Hash) ([]ledger.Hash, error) {
 	return p.Build(stored)
 }
 
-// lastEpoch is the index of the newest epoch.
-func (l *Ledger) lastEpoch() uint64 {
-	i := uint64(len(l.steps) - 1)
+// lastEpoch is the index of the newest epoch before a size.
+func (l *Ledger) lastEpoch(size uint64) uint64 {
+	i := size - 1
 	for l.steps[i].key != nil {
 		i--
 	}
 	return i
 }
 
-// proofs returns what proves the newest epoch.
-func (l *Ledger) proofs() (epoch, logProof string, keys []ledger.BundleKey, err error) {
-	index := l.lastEpoch()
-	path, err := l.path(index)
+// proofs returns what proves an epoch by the checkpoint of a size.
+func (l *Ledger) proofs(index, size uint64) (epoch, logProof string, keys []ledger.BundleKey, err error) {
+	signed, ok := l.Checkpoints[size]
+	if !ok || index >= size || l.steps[index].key != nil {
+		return "", "", nil, fmt.Errorf("no epoch %d, or no checkpoint of size %d", index, size)
+	}
+	path, err := l.path(index, size)
 	if err != nil {
 		return "", "", nil, err
 	}
-	p := proof.TLogProof{Index: index, Checkpoint: l.Newest()}
+	p := proof.TLogProof{Index: index, Checkpoint: signed}
 	for _, h := range path {
 		p.Hashes = append(p.Hashes, h)
 	}
-	for i, s := range l.steps {
+	for i, s := range l.steps[:size] {
 		if s.key == nil {
 			continue
 		}
-		path, err := l.path(uint64(i))
+		path, err := l.path(uint64(i), size)
 		if err != nil {
 			return "", "", nil, err
 		}
@@ -152,25 +180,75 @@ func (l *Ledger) proofs() (epoch, logProof string, keys []ledger.BundleKey, err 
 	return string(l.Entries[index]), string(p.Marshal()), keys, nil
 }
 
+// witnessed is the size of the newest checkpoint that a witness has signed, 0 where there is none.
+func (l *Ledger) witnessed() (newest uint64) {
+	for size, signed := range l.Checkpoints {
+		if size > newest && bytes.Count(signed, []byte("\n— ")) > 1 {
+			newest = size
+		}
+	}
+	return newest
+}
+
+// newestSize is that of the newest checkpoint.
+func (l *Ledger) newestSize() (newest uint64) {
+	for size := range l.Checkpoints {
+		newest = max(newest, size)
+	}
+	return newest
+}
+
 // chains answers GET /ledger/chains.
-func (l *Ledger) chains(workspace [16]byte) ([]byte, error) {
-	epoch, logProof, keys, err := l.proofs()
+func (s *Server) chains(q url.Values) ([]byte, error) {
+	l := s.Ledger
+	size := l.newestSize()
+	if q.Get("witnessed") == "true" {
+		size = l.witnessed()
+	}
+	if q.Has("checkpoint") {
+		size, _ = strconv.ParseUint(q.Get("checkpoint"), 10, 64)
+	}
+	if l.Checkpoints[size] == nil {
+		return nil, fmt.Errorf("no such checkpoint")
+	}
+	index := l.lastEpoch(size)
+	if q.Has("epoch") {
+		index, _ = strconv.ParseUint(q.Get("epoch"), 10, 64)
+	}
+	epoch, logProof, keys, err := l.proofs(index, size)
 	if err != nil {
 		return nil, err
 	}
-	index := l.lastEpoch()
-	chains := []map[string]any{}
+	incarnation, lanes := s.Incarnation, s.Lanes
+	chains, absent, there := []map[string]any{}, []map[string]any{}, map[ledger.ChainID]bool{}
 	for i, c := range l.Chains {
-		if c.Workspace != workspace || i >= len(l.stated[index]) || l.stated[index][i].size == 0 {
+		if c.Workspace != s.Workspace {
+			continue
+		}
+		if s.Lanes == 0 {
+			incarnation, lanes = c.Incarnation, c.Lanes
+		}
+		if i >= len(l.stated[index]) || l.stated[index][i].size == 0 {
 			continue
 		}
 		is := l.stated[index][i]
+		if there[c.ID] = true; s.Hidden[c.ID] {
+			continue
+		}
 		chains = append(chains, map[string]any{
 			"workspace": ledger.Hex16(c.Workspace), "incarnation": ledger.Hex16(c.Incarnation), "lane": c.Lane, "lanes": c.Lanes, "chain": c.ID,
 			"size": is.size, "root": is.root, "map": l.maps[index].Prove(c.ID),
 		})
 	}
-	return json.Marshal(map[string]any{"data": map[string]any{"epoch": epoch, "log_proof": logProof, "keys": keys, "chains": chains}})
+	for lane := range lanes {
+		if id := ledger.NewChainID(s.Workspace, incarnation, lane); !there[id] {
+			absent = append(absent, map[string]any{"lane": lane, "chain": id, "map": l.maps[index].Prove(id)})
+		}
+	}
+	return json.Marshal(map[string]any{"data": map[string]any{
+		"workspace": ledger.Hex16(s.Workspace), "incarnation": ledger.Hex16(incarnation), "lanes": lanes, "epoch": epoch, "log_proof": logProof, "keys": keys,
+		"chains": chains, "absent": absent,
+	}})
 }
 
 // leaves answers GET /ledger/leaves.
@@ -243,7 +321,7 @@ func (c *Chain) line(f *Leaf) ([]byte, error) {
 
 // Bundle proves a leaf by the newest epoch.
 func (l *Ledger) Bundle(c *Chain, sequence uint64) (*ledger.Bundle, error) {
-	index := l.lastEpoch()
+	index := l.lastEpoch(l.newestSize())
 	var is stated
 	for i := range l.Chains {
 		if l.Chains[i] == c {
@@ -253,7 +331,7 @@ func (l *Ledger) Bundle(c *Chain, sequence uint64) (*ledger.Bundle, error) {
 	size := is.size
 	b := &ledger.Bundle{Size: size, Root: is.root, Map: l.maps[index].Prove(c.ID)}
 	var err error
-	if b.Epoch, b.LogProof, b.Keys, err = l.proofs(); err != nil {
+	if b.Epoch, b.LogProof, b.Keys, err = l.proofs(index, l.newestSize()); err != nil {
 		return nil, err
 	}
 	levels := [][]ledger.Hash{nil}

@@ -22,7 +22,7 @@ func TestLedger(t *testing.T) {
 	first := func(l *ledgertest.Ledger) *ledgertest.Chain { return l.Chains[0] }
 	spoil := func(path string, do func([]byte) []byte) func(string, []byte) []byte {
 		return func(asked string, answer []byte) []byte {
-			if strings.HasPrefix(asked, path) {
+			if strings.HasPrefix(asked, path) && !strings.Contains(asked, "?") { // of older epochs TestHistory has more
 				return do(answer)
 			}
 			return answer
@@ -183,7 +183,7 @@ func TestHistories(t *testing.T) {
 			l.Events(l.Chain(1, 2, 0, 2), 200)
 			l.Epoch()
 			return l
-		}, verify.ExitTampered, []string{"CROSS-CHAIN ", "ROLLED BACK "}, false},
+		}, verify.ExitTampered, []string{"ROLLED BACK ", "CROSS-CHAIN chain", "ROLLED BACK chain", "CROSS-CHAIN chain"}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -197,7 +197,7 @@ func TestHistories(t *testing.T) {
 			s.Unlock()
 			r := a.run(flags...)
 			r.want(t, tc.exit, tc.want...)
-			if tc.proof != (len(r.Evidence) == 1) {
+			if tc.proof != (len(r.Evidence) > 0) {
 				t.Fatalf("evidence: %v", r.Evidence)
 			}
 			if tc.proof {

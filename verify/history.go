@@ -1,0 +1,312 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"getimmutable.dev/immutable/ledger"
+)
+
+// A chain can be written anew in a later epoch of a root log that is consistent and witnessed. So the chains are compared with what older
+// epochs state of them, of which nobody can know beforehand which are asked for.
+
+// histories is what several epochs state of a workspace's chains.
+type histories struct {
+	*apiVerifier
+
+	a    *accepted
+	keys []ledger.BundleKey // that the accepted checkpoint covers
+	// epochs in the order of the log, the newest last.
+	epochs []*statedEpoch
+	// sides are what the marks of each chain were made of, in their order; nil of one that nothing ties to a checkpoint.
+	sides map[ledger.ChainID][]*ledger.StatedChain
+	// gone are chains that an older epoch has, and the newest has not.
+	gone map[ledger.ChainID]bool
+}
+
+func (h *histories) newest() *statedEpoch { return h.epochs[len(h.epochs)-1] }
+
+const (
+	// maxRefused answers that do not come end the asking: the others would not come either.
+	maxRefused = 3
+	// maxEvidence bounds the files that are written.
+	maxEvidence = 16
+)
+
+// askOlder asks what older epochs state. What is not answered leaves the verification undecided.
+func (h *histories) askOlder(ctx context.Context) error {
+	newest := h.newest()
+	changes := map[uint64]bool{}
+	for _, text := range h.a.replay.keyEntries {
+		if e, err := ledger.ParseEntry([]byte(text)); err == nil {
+			changes[e.Index] = true
+		}
+	}
+	indexes := olderEpochs(newest.entry.Index, changes, h.cfg.Epochs-1)
+	var all []*statedEpoch
+	refused := 0
+	for i, index := range indexes {
+		e, err := h.askEpoch(ctx, index)
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		if err != nil {
+			h.report.undecided("epoch %d: what it states is not shown: %v", index, err)
+			if refused++; refused == maxRefused && i+1 < len(indexes) {
+				h.report.undecided("%d older epochs that were to be compared with are not asked for after that", len(indexes)-i-1)
+				break
+			}
+		}
+		if e != nil {
+			all = append(all, e)
+		}
+	}
+	h.epochs = append(all, newest)
+	total := newest.entry.Index + 1
+	for index := range changes {
+		if index < newest.entry.Index {
+			total--
+		}
+	}
+	if left := total - uint64(len(h.epochs)); left > 0 {
+		h.report.notChecked("%d of %d epochs: --epochs says how many the chains are compared with, half of them drawn at random", left, total)
+	}
+	return nil
+}
+
+// olderEpochs picks epochs before an index of the root log, in which all entries but changes of the key are epochs.
+func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
+	picked := map[uint64]bool{}
+	for _, index := range pickEpochs(before, n) {
+		for changes[index] {
+			index++
+		}
+		if index < before {
+			picked[index] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(picked))
+}
+
+// askEpoch asks what one epoch states, by the accepted checkpoint. It returns nil where that is not proven; the error says that it was not
+// answered.
+func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
+	query := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size)
+	answer, err := h.chains(ctx, query)
+	if err != nil || answer == nil {
+		return nil, err
+	}
+	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
+	if err == nil && p.Index != index {
+		err = fmt.Errorf("it is of epoch %d", p.Index)
+	}
+	var stated *ledger.Checkpoint
+	if err == nil {
+		stated, err = ledger.ParseCheckpoint(p.Checkpoint)
+	}
+	if err == nil && *stated != h.a.Checkpoint {
+		h.checkOther(h.a, stated, p.Checkpoint)
+		err = fmt.Errorf("it is by checkpoint %q of size %d, or with another root", stated.Origin, stated.Size)
+	}
+	if err != nil {
+		h.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: log proof: %v", query, err)
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	entry := h.checkEpoch(query, answer.Data.Epoch, index, p.Hashes, stated)
+	if entry == nil {
+		return nil, nil //nolint:nilnil // the report says why
+	}
+	return h.checkStatedEpoch(entry, answer), nil
+}
+
+// checkFalls: a chain that an epoch has is in every later one, with no fewer leaves. The newest one has to show it; one in between that does
+// not is held against nobody, unless it proves that the chain is not there.
+func (h *histories) checkFalls() {
+	type last struct {
+		epoch *statedEpoch
+		chain *apiChain
+	}
+	seen := map[ledger.ChainID]last{}
+	for _, e := range h.epochs {
+		for id, before := range seen {
+			after := e.chains[id]
+			switch {
+			case after != nil && after.Size >= before.chain.Size:
+				continue
+			case after == nil && (e.shown[id] || e.absent[id] == nil && e != h.newest()): // that it is gone is not said there
+				continue
+			}
+			delete(seen, id)
+			f := h.fork(before.chain)
+			f.Older, f.Newer = *h.side(before.epoch, before.chain), *h.side(e, after)
+			if after == nil {
+				h.gone[id] = true
+				f.Detail = fmt.Sprintf("epoch %d has it with %d leaves, epoch %d does not have it any more", before.epoch.entry.Index, before.chain.Size, e.entry.Index)
+				if proof := e.absent[id]; proof != nil {
+					f.Newer.Map = *proof
+					h.keepChainFork(f)
+				}
+			} else {
+				f.Detail = fmt.Sprintf("epoch %d has it with %d leaves, epoch %d with %d", before.epoch.entry.Index, before.chain.Size, e.entry.Index, after.Size)
+				h.keepChainFork(f)
+			}
+			h.chainFault(ledger.RolledBack, before.chain, "%s", f.Detail)
+		}
+		for id, c := range e.chains {
+			seen[id] = last{e, c}
+		}
+	}
+}
+
+// fork is the evidence against a chain, without its sides.
+func (*histories) fork(c *apiChain) *ledger.ChainFork {
+	return &ledger.ChainFork{Workspace: c.Workspace, Incarnation: c.Incarnation, Lane: c.Lane, Chain: c.Chain}
+}
+
+// side is what an epoch states of a chain; of none that it does not have it.
+func (h *histories) side(e *statedEpoch, c *apiChain) *ledger.StatedChain {
+	s := &ledger.StatedChain{Epoch: e.answer.Epoch, LogProof: e.answer.LogProof, Keys: h.keys}
+	if c != nil {
+		s.Size, s.Root, s.Map = c.Size, c.Root, c.Map
+	}
+	return s
+}
+
+// marks are the sizes at which a chain's roots are compared: as older epochs state it, as it was verified before, and last as the newest
+// epoch states it.
+func (h *histories) marks(c *apiChain) []ledger.Mark {
+	type stated struct {
+		mark ledger.Mark
+		side *ledger.StatedChain
+	}
+	var all []stated
+	for _, e := range h.epochs[:len(h.epochs)-1] {
+		was := e.chains[c.Chain]
+		if was == nil || was.Size > c.Size { // of the latter it has been said
+			continue
+		}
+		if n := len(all); n > 0 && *all[n-1].mark.Want == was.Root && all[n-1].mark.Size == was.Size {
+			continue
+		}
+		all = append(all, stated{ledger.Mark{Size: was.Size, Want: &was.Root, Older: true, Covered: e.entry.Time}, h.side(e, was)})
+	}
+	if m, ok := memoryMark(h.a.remembered, c.Chain); ok && m.Size <= c.Size {
+		all = append(all, stated{m, h.a.remembered.Chains[c.Chain].Stated})
+	} else if ok {
+		h.chainFault(ledger.RolledBack, c, "it has %d leaves, it had %d when it was verified before", c.Size, m.Size)
+	}
+	slices.SortStableFunc(all, func(a, b stated) int { return cmp.Compare(a.mark.Size, b.mark.Size) })
+	e := h.newest()
+	all = append(all, stated{ledger.Mark{Size: c.Size, Want: &c.Root, Covered: e.entry.Time}, h.side(e, c)})
+	var marks []ledger.Mark
+	for _, s := range all {
+		marks = append(marks, s.mark)
+		h.sides[c.Chain] = append(h.sides[c.Chain], s.side)
+	}
+	return marks
+}
+
+// keepForks keeps the evidence against each chain of which two epochs state two histories.
+func (h *histories) keepForks(results []*chainResult) {
+	for _, r := range results {
+		for _, d := range r.verifier.Divergences() {
+			older, newer := h.sides[r.id][d.Older], h.sides[r.id][d.Newer]
+			if older == nil || newer == nil || len(h.report.Evidence) >= maxEvidence {
+				continue
+			}
+			f := h.fork(h.newest().chains[r.id])
+			f.Older, f.Newer, f.Range, f.Rest = *older, *newer, d.Range, d.Rest
+			f.Detail = fmt.Sprintf("the chain's first %d leaves, as the epoch that has it with %d states them, are not those that the older epoch states",
+				f.Older.Size, f.Newer.Size)
+			h.keepChainFork(f)
+		}
+	}
+}
+
+// remembered are the chains that hold, with what convicts whoever states them otherwise later.
+func (h *histories) remembered(results []*chainResult) map[ledger.ChainID]rememberedChain {
+	all := remembered(results)
+	for id, c := range all {
+		if is := h.newest().chains[id]; is != nil && is.Size == c.Size && is.Root == c.Root {
+			c.Stated = h.side(h.newest(), is)
+			all[id] = c
+		}
+	}
+	return all
+}
+
+// askWitnessed asks for the chains by the newest checkpoint that witnesses have signed, where too few have signed the one of an answer. It
+// returns nil where the answer is what there is to verify.
+func (v *apiVerifier) askWitnessed(ctx context.Context, answer *chainsAnswer) (*chainsAnswer, error) {
+	newest, f := v.openQuietly(answer)
+	if f == nil || f.Verdict != ledger.QuorumNotMet {
+		return nil, nil //nolint:nilnil // there is nothing to ask
+	}
+	before := v.rememberedCheckpoint(newest.Origin)
+	if before != nil && before.Size == newest.Size && before.Root != newest.Root { // it contradicts what was accepted before, whoever has seen it
+		return nil, nil //nolint:nilnil // accepting it says so
+	}
+	older, err := v.chains(ctx, "?witnessed=true")
+	if status, ok := errors.AsType[*statusError](err); ok && status.status < 500 { // there is none
+		return nil, nil //nolint:nilnil // the newest is what there is
+	}
+	if err != nil || older == nil {
+		return nil, err
+	}
+	opened, f := v.openQuietly(older)
+	if f != nil || opened.Origin != newest.Origin || opened.Size > newest.Size || before != nil && opened.Size < before.Size {
+		return nil, nil //nolint:nilnil // it is no better, and what is wrong with the newest is said
+	}
+	now, err := ledger.ParseEntry([]byte(answer.Data.Epoch))
+	if err != nil {
+		return nil, nil //nolint:nilerr,nilnil // the check of the newest says it
+	}
+	then, err := ledger.ParseEntry([]byte(older.Data.Epoch))
+	if err != nil {
+		return nil, nil //nolint:nilerr,nilnil // it is no better
+	}
+	epochs := int64(now.Index-then.Index) - int64(len(answer.Data.Keys)-len(older.Data.Keys))
+	v.behind = &BehindReport{Size: newest.Size, Epochs: epochs, Seconds: now.Time.Sub(then.Time).Seconds()}
+	v.report.notef("the newest checkpoint, of size %d, has too few cosignatures: all is verified by that of size %d, which has enough, %d epochs and %s before it",
+		newest.Size, opened.Size, epochs, now.Time.Sub(then.Time).Round(time.Second))
+	return older, nil
+}
+
+// openQuietly opens the checkpoint of an answer without a word in the report.
+func (v *apiVerifier) openQuietly(answer *chainsAnswer) (*ledger.Opened, *ledger.Fault) {
+	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
+	if err != nil {
+		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
+	}
+	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	if err != nil {
+		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
+	}
+	keys, err := provenKeys(answer.Data.Keys, stated)
+	if err != nil {
+		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
+	}
+	opened, f := v.cfg.Trust.Open(p.Checkpoint, keys, v.cfg.Now)
+	if f != nil && f.Verdict == ledger.QuorumNotMet {
+		opened, _ = v.cfg.Trust.WithoutQuorum().Open(p.Checkpoint, keys, v.cfg.Now)
+	}
+	return opened, f
+}
+
+// rememberedCheckpoint is the one that was accepted before; nil where none was.
+func (v *apiVerifier) rememberedCheckpoint(origin string) *ledger.Checkpoint {
+	old := v.memory.Logs[origin]
+	if old == nil {
+		return nil
+	}
+	c, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
+	if err != nil { // loadMemory has read it
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,240 @@
+package verify_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/verify"
+)
+
+// TestLedgerOlderEpochs: what the API can answer of an older epoch that is no proof of it.
+func TestLedgerOlderEpochs(t *testing.T) {
+	const older = "/ledger/chains?epoch=2&checkpoint=7"
+	// data changes members of the answer.
+	data := func(do func(map[string]any)) func([]byte) []byte {
+		return func(b []byte) []byte {
+			var answer struct {
+				Data map[string]any `json:"data"`
+			}
+			d := json.NewDecoder(bytes.NewReader(b))
+			d.UseNumber()
+			if err := d.Decode(&answer); err != nil {
+				t.Fatal(err)
+			}
+			do(answer.Data)
+			b, _ = json.Marshal(answer)
+			return b
+		}
+	}
+	chain := func(d map[string]any, i int) map[string]any { return d["chains"].([]any)[i].(map[string]any) }
+	for name, tc := range map[string]struct {
+		do   func([]byte) []byte
+		exit int
+		want string // in the report
+	}{
+		"nothing":        {func(b []byte) []byte { return b }, verify.ExitVerified, "VERIFIED (tamper-detecting)"},
+		"not JSON":       {func([]byte) []byte { return []byte("{") }, verify.ExitTampered, "INVALID PROOF: GET " + older},
+		"no log proof":   {data(func(d map[string]any) { d["log_proof"] = "" }), verify.ExitTampered, "INVALID PROOF: GET " + older},
+		"another index":  {func(b []byte) []byte { return bytes.Replace(b, []byte(`index 2\n`), []byte(`index 3\n`), 1) }, verify.ExitTampered, "it is of epoch 3"},
+		"another entry":  {func(b []byte) []byte { return bytes.Replace(b, []byte(`\"chains\":3`), []byte(`\"chains\":4`), 1) }, verify.ExitTampered, "epoch: "},
+		"another log":    {func(b []byte) []byte { return bytes.Replace(b, []byte(`ledger\n7\n`), []byte(`ledges\n7\n`), 1) }, verify.ExitTampered, "INVALID PROOF: GET " + older},
+		"another size":   {func(b []byte) []byte { return bytes.Replace(b, []byte(`ledger\n7\n`), []byte(`ledger\n8\n`), 1) }, verify.ExitTampered, "of size 8"},
+		"another root":   {data(func(d map[string]any) { chain(d, 0)["root"] = strings.Repeat("ab", 32) }), verify.ExitTampered, "in the map of epoch 2"},
+		"a smaller size": {data(func(d map[string]any) { chain(d, 0)["size"] = 40 }), verify.ExitTampered, "in the map of epoch 2"},
+		"a chain hidden": {
+			data(func(d map[string]any) { d["chains"] = d["chains"].([]any)[1:] }), verify.ExitUndecided, "epoch 2: the API shows no chain of lanes [0] of 2",
+		},
+		"a chain called absent": {data(func(d map[string]any) {
+			c := chain(d, 0)
+			d["chains"] = d["chains"].([]any)[1:]
+			d["absent"] = []any{map[string]any{"lane": 0, "chain": c["chain"], "map": c["map"]}}
+		}), verify.ExitTampered, "does not have it is not proven"},
+		"fewer lanes":  {data(func(d map[string]any) { d["lanes"] = 1 }), verify.ExitTampered, "CROSS-CHAIN"},
+		"no lanes":     {data(func(d map[string]any) { delete(d, "lanes") }), verify.ExitUndecided, "epoch 2: 0 lanes"},
+		"endless ones": {data(func(d map[string]any) { d["lanes"] = 4_000_000_000; d["chains"] = []any{} }), verify.ExitUndecided, "epoch 2: 4000000000 lanes"},
+		"another incarnation": {
+			data(func(d map[string]any) { d["incarnation"] = strings.Repeat("cd", 16) }), verify.ExitTampered, "CROSS-CHAIN",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t, newLedger())
+			a.Spoil = func(asked string, answer []byte) []byte {
+				if asked == older {
+					return tc.do(answer)
+				}
+				return answer
+			}
+			r := a.verify(a.config())
+			if r.Exit != tc.exit || !strings.Contains(r.Text(), tc.want) {
+				t.Errorf("want %d and %q: %s", tc.exit, tc.want, r.Text())
+			}
+		})
+	}
+}
+
+// What is refused is said, and not asked for without end.
+func TestLedgerOlderEpochsRefused(t *testing.T) {
+	l := newLedger()
+	for range 10 {
+		l.Epoch()
+	}
+	a := newAPI(t, l)
+	a.Refuse = func(uri string) bool { return strings.Contains(uri, "?epoch=") }
+	r := a.verify(a.config())
+	if r.Exit != verify.ExitUndecided || len(r.Undecided) != 4 || !strings.Contains(r.Undecided[3], "11 older epochs") {
+		t.Error(r.Text())
+	}
+	if want := "14 of 15 epochs"; !strings.Contains(strings.Join(r.NotChecked, " "), want) {
+		t.Errorf("want %q: %s", want, r.Text())
+	}
+}
+
+// A long log is not asked for whole, and every run asks for others.
+func TestLedgerEpochsDrawn(t *testing.T) {
+	l := newLedger()
+	for range 400 {
+		l.Events(l.Chains[0], 1)
+		l.Epoch()
+	}
+	a := newAPI(t, l)
+	cfg := a.config()
+	cfg.Epochs = 9
+	runs := map[string]bool{}
+	for range 2 {
+		var asked []string
+		a.Refuse = func(uri string) bool {
+			if strings.Contains(uri, "?epoch=") {
+				asked = append(asked, uri)
+			}
+			return false
+		}
+		r := a.verify(cfg)
+		if r.Exit != verify.ExitVerified || r.Epochs != 9 || len(asked) != 8 || !strings.Contains(asked[0], "epoch=1&") {
+			t.Errorf("%v: %s", asked, r.Text())
+		}
+		if want := "396 of 405 epochs"; !strings.Contains(strings.Join(r.NotChecked, " "), want) {
+			t.Errorf("want %q: %s", want, r.Text())
+		}
+		runs[strings.Join(asked, " ")] = true
+	}
+	if len(runs) != 2 {
+		t.Errorf("twice the same epochs: %v", runs)
+	}
+}
+
+// A workspace without events has no chain, which is proven, and is no verification.
+func TestLedgerWithoutChains(t *testing.T) {
+	a := newAPI(t, newLedger())
+	a.Workspace, a.Incarnation, a.Lanes = ledgertest.Workspace(9), [16]byte{9}, 3
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	r := a.verify(cfg)
+	if r.Exit != verify.ExitUndecided || len(r.Undecided) != 1 || !strings.Contains(r.Undecided[0], "none of its 3 lanes has a chain") || len(r.Faults) > 0 {
+		t.Error(r.Text())
+	}
+	a.Incarnation = [16]byte{10}
+	if r := a.verify(cfg); r.Exit != verify.ExitTampered || r.Found[ledger.RolledBack] != 1 {
+		t.Error(r.Text())
+	}
+}
+
+// forkOf returns the evidence of a chain that was written anew.
+func forkOf(t *testing.T) (*ledger.ChainFork, *ledger.Trust) {
+	t.Helper()
+	l := newLedger()
+	l.Chains[0].Leaves[30].Body = bytes.Replace(l.Chains[0].Leaves[30].Body, []byte("curl"), []byte("curm"), 1)
+	l.Chains[0].Reseal(30)
+	l.Events(l.Chains[0], 7)
+	l.Epoch()
+	a := newAPI(t, l)
+	cfg := a.config()
+	r := a.verify(cfg)
+	if want := []string{fmt.Sprintf("FORKED chain %x sequence 21..40", l.Chains[0].ID)}; !slices.Equal(faults(r), want) || len(r.Evidence) != 1 {
+		t.Fatal(r.Text())
+	}
+	text, err := os.ReadFile(r.Evidence[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := ledger.ParseChainFork(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, cfg.Trust
+}
+
+// Evidence convicts nobody who did nothing.
+func TestChainForkConvicts(t *testing.T) {
+	f, trusted := forkOf(t)
+	now := time.Now()
+	if err := f.Verify(trusted, now); err != nil {
+		t.Fatal(err)
+	}
+	for name, do := range map[string]func(*ledger.ChainFork){
+		"another chain":       func(f *ledger.ChainFork) { f.Lane = 1 },
+		"one side twice":      func(f *ledger.ChainFork) { f.Older = f.Newer },
+		"the other way round": func(f *ledger.ChainFork) { f.Older, f.Newer = f.Newer, f.Older },
+		"another range":       func(f *ledger.ChainFork) { f.Range[0][0] ^= 1 },
+		"a hash less":         func(f *ledger.ChainFork) { f.Range = f.Range[1:] },
+		"another rest":        func(f *ledger.ChainFork) { f.Rest[0][0] ^= 1 },
+		"no rest":             func(f *ledger.ChainFork) { f.Rest = nil },
+		"another size":        func(f *ledger.ChainFork) { f.Older.Size++ },
+		"another root":        func(f *ledger.ChainFork) { f.Older.Root[0] ^= 1 },
+		"no map":              func(f *ledger.ChainFork) { f.Newer.Map = ledger.MapProof{} },
+		"no chain":            func(f *ledger.ChainFork) { f.Older.Size = 0 },
+		"another epoch":       func(f *ledger.ChainFork) { f.Older.Epoch = f.Newer.Epoch },
+		"a key change":        func(f *ledger.ChainFork) { f.Older.Epoch = f.Older.Keys[0].Entry },
+		"no log proof":        func(f *ledger.ChainFork) { f.Older.LogProof = "" },
+		"no checkpoint": func(f *ledger.ChainFork) {
+			f.Older.LogProof = f.Older.LogProof[:strings.Index(f.Older.LogProof, "—")]
+		},
+		"another key's":        func(f *ledger.ChainFork) { f.Older.Keys = f.Older.Keys[:1] },
+		"keys of another log":  func(f *ledger.ChainFork) { f.Older.Keys[0].Path = nil },
+		"the older beginning":  func(f *ledger.ChainFork) { f.Range = nil },
+		"a chain that is gone": func(f *ledger.ChainFork) { f.Newer.Size = 0 },
+	} {
+		text, err := f.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed, err := ledger.ParseChainFork(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(changed)
+		if err := changed.Verify(trusted, now); err == nil {
+			t.Errorf("%s: it convicts", name)
+		}
+	}
+	text, _ := f.Encode()
+	for _, bad := range []string{"", "{", `{"format":"immutable/chain-fork/2"}`, strings.Replace(string(text), `"detail"`, `"key"`, 1), strings.Repeat(" ", ledger.MaxChainForkBytes+1)} {
+		if _, err := ledger.ParseChainFork([]byte(bad)); err == nil {
+			t.Errorf("%.40q is read", bad)
+		}
+	}
+}
+
+// An honest chain gives no evidence, whatever is made of it.
+func TestChainForkOfHonestChain(t *testing.T) {
+	f, trusted := forkOf(t)
+	l := newLedger()
+	l.Events(l.Chains[0], 7)
+	l.Epoch()
+	head := ledger.Head{}
+	for i := range l.Chains[0].Leaves[:41] {
+		head.AppendHash(l.Chains[0].Leaves[i].Hash)
+	}
+	f.Older.Root, f.Range = head.Root(), head.Range
+	if err := f.Verify(trusted, time.Now()); err == nil {
+		t.Error("it convicts")
+	}
+}
