@@ -20,6 +20,14 @@ const (
 	// MaxBundleBytes is more than the proof of the largest event needs.
 	MaxBundleBytes = 8 << 20
 	maxKeyChanges  = 1000
+	// maxRedactions of one event that are read: more than a server puts into a proof.
+	maxRedactions = 256
+	// maxDisclosed fields of one body; an event has some 80 at most.
+	maxDisclosed = 1024
+	// What else a bundle can have: the longest list in it is that of the key changes, and with all of them, each with its path, and with
+	// 100 redactions of 80 fields, it has some 150,000 values.
+	maxBundleElements = maxDisclosed
+	maxBundleValues   = 1 << 18
 )
 
 // A Bundle proves one event: docs/design/ledger-spec.md, Proof bundle. It brings no key and no policy: those are the
@@ -95,12 +103,18 @@ func ParseBundle(text []byte) (*Bundle, error) {
 	if len(text) > MaxBundleBytes {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrBundle, len(text), MaxBundleBytes)
 	}
+	if err := LimitJSON(text, maxBundleElements, maxBundleValues); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBundle, err)
+	}
 	b := new(Bundle)
 	if err := json.Unmarshal(text, b, json.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
 	if b.Format != bundleFormat {
 		return nil, fmt.Errorf("%w: format %.40q, want %q", ErrBundle, b.Format, bundleFormat)
+	}
+	if n := len(b.Redactions); n > maxRedactions {
+		return nil, fmt.Errorf("%w: %d redactions, at most %d are read", ErrBundle, n, maxRedactions)
 	}
 	return b, nil
 }
@@ -268,6 +282,8 @@ func (l *BundleLeaf) bodyRoot() (Hash, int, error) {
 	switch {
 	case l.Body != "" && l.Seed != nil && l.Disclosure == nil:
 		return RecomputeBodyRoot(*l.Seed, []byte(l.Body))
+	case l.Body == "" && l.Seed == nil && len(l.Disclosure) > maxDisclosed:
+		return Hash{}, 0, fmt.Errorf("disclosure of %d fields, at most %d are read", len(l.Disclosure), maxDisclosed)
 	case l.Body == "" && l.Seed == nil && l.Disclosure != nil:
 		commitments := make([][32]byte, 0, len(l.Disclosure))
 		for i, d := range l.Disclosure {
@@ -379,8 +395,8 @@ func ParseRedaction(body []byte) (*Redaction, error) {
 	if err := json.Unmarshal(body, &r); err != nil {
 		return nil, fmt.Errorf("redaction: %w", err)
 	}
-	if r.Metadata.EventID == "" || len(r.Metadata.Paths) == 0 {
-		return nil, errors.New("redaction: it names no event or no paths")
+	if n := len(r.Metadata.Paths); r.Metadata.EventID == "" || n == 0 || n > maxDisclosed {
+		return nil, fmt.Errorf("redaction: it names no event, no paths, or more than %d", maxDisclosed)
 	}
 	return &Redaction{r.Metadata.EventID, r.Metadata.Paths}, nil
 }

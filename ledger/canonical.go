@@ -36,6 +36,7 @@ func Fields(dst []Field, body []byte) ([]Field, error) {
 // all appends the fields of the whole body to those that the reader has.
 func (r *canonicalReader) all() ([]Field, error) {
 	dst, first := r.fields, len(r.fields)
+	r.most = first + math.MaxUint16
 	if err := r.object(1, bodyPrefix); err != nil {
 		return dst, err
 	}
@@ -43,9 +44,6 @@ func (r *canonicalReader) all() ([]Field, error) {
 		return dst, r.fail("%d bytes follow the object", len(r.body)-r.at)
 	}
 	fields := r.fields[first:]
-	if len(fields) > math.MaxUint16 {
-		return dst, r.fail("%d fields, at most %d are possible", len(fields), math.MaxUint16)
-	}
 	byPath := func(a, b Field) int { return bytes.Compare(a.Path, b.Path) }
 	if !slices.IsSortedFunc(fields, byPath) {
 		slices.SortFunc(fields, byPath)
@@ -72,6 +70,7 @@ type canonicalReader struct {
 	at     int
 	fields []Field
 	paths  []byte // one after the other
+	most   int    // that fields may be
 }
 
 func (r *canonicalReader) fail(format string, args ...any) error {
@@ -151,6 +150,9 @@ func (r *canonicalReader) member(depth int, prefix string, name []byte) error {
 		return err
 	}
 	if prefix != noPrefix {
+		if len(r.fields) == r.most { // said before more of them are in memory
+			return r.fail("more than %d fields, which no leaf can count", math.MaxUint16)
+		}
 		r.fields = append(r.fields, Field{Path: r.pointer(prefix, name), Value: r.body[start:r.at]})
 	}
 	return nil

@@ -51,8 +51,9 @@ const (
 // suspect is a leaf whose content does not give its stored hash: one of them was changed, or the leaf before it was, with its hash.
 // The next root that is known tells.
 type suspect struct {
-	row    *row
-	before *row // nil where that did not hold either
+	sequence uint64
+	id       [16]byte
+	before   *suspect // nil where that did not hold either
 }
 
 // start is the option that stands for base.
@@ -104,7 +105,7 @@ func (v *ChainVerifier) twin(l *layer, r *row) {
 		before = &v.layers[n-2]
 	}
 	v.addOptions(l, r, before)
-	v.keep()
+	v.keep(r)
 }
 
 // next takes a leaf of a later sequence.
@@ -130,12 +131,12 @@ func (v *ChainVerifier) next(r *row) {
 	l := layer{sequence: r.Sequence, rows: []*row{r}}
 	v.addOptions(&l, r, last)
 	v.layers = append(v.layers, l)
-	v.keep()
+	v.keep(r)
 }
 
-// keep bounds what is pending.
-func (v *ChainVerifier) keep() {
-	if v.pending++; v.pending >= maxPending && !v.replaying {
+// keep bounds what is pending: each leaf counts as one, and another one for each KiB that it takes.
+func (v *ChainVerifier) keep(r *row) {
+	if v.pending += 1 + r.bytes()>>10; v.pending >= maxPending && !v.replaying {
 		v.replay()
 		v.decide(nil, nil)
 	}
@@ -453,7 +454,11 @@ func (v *ChainVerifier) judge(o *option) {
 		if len(v.suspects) == maxSuspects {
 			v.tellSuspects(RootUnknown)
 		}
-		v.suspects = append(v.suspects, suspect{r, v.lastHeld})
+		s := suspect{sequence: r.Sequence, id: r.ID}
+		if before := v.lastHeld; before != nil {
+			s.before = &suspect{sequence: before.Sequence, id: before.ID}
+		}
+		v.suspects = append(v.suspects, s)
 		v.faults++
 	}
 	v.lastHeld = nil
@@ -560,13 +565,13 @@ func (v *ChainVerifier) tellSuspects(state RootState) {
 	suspects := v.suspects
 	v.suspects = nil
 	for _, s := range suspects {
-		first, id := s.row.Sequence, s.row.ID
+		first, id := s.sequence, s.id
 		detail := "its content does not give its leaf hash"
 		if state == RootDiffers && s.before != nil {
-			first, id = s.before.Sequence, s.before.ID
+			first, id = s.before.sequence, s.before.id
 			detail = "a leaf was written anew with its hash, and the following one does not follow it"
 		}
-		v.fault(Modified, first, s.row.Sequence, id, detail)
+		v.fault(Modified, first, s.sequence, id, detail)
 		v.faults-- // it was counted
 	}
 	v.flush()

@@ -83,7 +83,7 @@ type ChainVerifier struct {
 	divergences []Divergence
 
 	withheld map[[16]byte][]withheld // by event id: one that is there twice must not hide what the other lacks
-	waiting  int                     // entries of withheld
+	waiting  int                     // bytes that withheld takes, about
 	counts   ChainCounts
 	missing  *Fault // being extended
 }
@@ -98,14 +98,14 @@ type ChainCounts struct {
 
 // Limits of what is kept.
 const (
-	// maxPending leaves are kept that do not fit together; more are judged without what follows.
+	// maxPending leaves are kept that do not fit together, fewer where they are large; more are judged without what follows.
 	maxPending = 1024
 	// maxOptions are hashes that a leaf may have had, as far as can be told.
 	maxOptions = 8
 	// maxSuspects faults wait for the next root.
 	maxSuspects = 1024
-	// maxWithheld events wait for the redaction that covers them.
-	maxWithheld = 200_000
+	// maxWithheld is how many bytes are kept of events that wait for the redaction that covers them: some 100,000 with three fields each.
+	maxWithheld = 32 << 20
 	// maxShift is by how many places renumbered leaves are recognised.
 	maxShift = 8
 )
@@ -121,6 +121,16 @@ type base struct {
 type withheld struct {
 	sequence uint64
 	paths    []string
+}
+
+// bytes that it takes, about: its entry in a map, and its paths.
+func (w *withheld) bytes() int { return 128 + bytesOf(w.paths) }
+
+func bytesOf(paths []string) (n int) {
+	for _, path := range paths {
+		n += 32 + len(path)
+	}
+	return n
 }
 
 type inputPosition struct {
@@ -191,6 +201,15 @@ func (v *ChainVerifier) row(l *StoredLeaf) *row {
 	}
 	r.BodyRoot, r.FieldCount = r.content.root, r.content.fields
 	return r
+}
+
+// bytes of what a row has of its content, about.
+func (r *row) bytes() int {
+	n := 32*len(r.node) + bytesOf(r.content.withheld)
+	if r.content.redaction != nil {
+		n += bytesOf(r.content.redaction.Paths)
+	}
+	return n
 }
 
 func (r *row) position() inputPosition { return inputPosition{r.Generation, r.Partition, r.Offset} }
@@ -302,13 +321,14 @@ func (v *ChainVerifier) checkPrevious(r *row, o *option) {
 // redactions keeps what is withheld, and lets a redaction cover it.
 func (v *ChainVerifier) redactions(r *row, o *option) {
 	if len(r.content.withheld) > 0 {
-		if v.waiting == maxWithheld {
+		w := withheld{r.Sequence, r.content.withheld}
+		if v.waiting+w.bytes() > maxWithheld {
 			v.counts.Withheld++
-			v.fault(Withheld, r.Sequence, r.Sequence, r.ID, fmt.Sprintf("more than %d events wait for their redaction", maxWithheld))
+			v.fault(Withheld, r.Sequence, r.Sequence, r.ID, fmt.Sprintf("more events wait for their redaction than %d MiB hold", maxWithheld>>20))
 			return
 		}
-		v.withheld[r.ID] = append(v.withheld[r.ID], withheld{r.Sequence, r.content.withheld})
-		v.waiting++
+		v.withheld[r.ID] = append(v.withheld[r.ID], w)
+		v.waiting += w.bytes()
 	}
 	covers := r.content.redaction
 	if covers == nil || o.how != holds {
@@ -320,14 +340,15 @@ func (v *ChainVerifier) redactions(r *row, o *option) {
 	}
 	var left []withheld
 	for _, w := range v.withheld[id] {
+		v.waiting -= w.bytes()
 		w.paths = slices.DeleteFunc(slices.Clone(w.paths), func(path string) bool {
 			return slices.Contains(covers.Paths, path) && !Protected(path)
 		})
 		if len(w.paths) > 0 {
 			left = append(left, w)
+			v.waiting += w.bytes()
 			continue
 		}
-		v.waiting--
 		v.counts.Redacted++
 		v.tell(&Fault{
 			Verdict: Redacted, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
