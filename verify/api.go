@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -32,10 +33,17 @@ type API struct {
 	Backoff time.Duration
 	// LeavesPerRequest, 1 to 10000. Default 5000.
 	LeavesPerRequest int
-	// MaxAnswerBytes of an answer that is no stream of leaves. Default 64 MiB.
+	// MaxAnswerBytes of an answer that is no stream of leaves. Default 32 MiB.
 	MaxAnswerBytes int64
-	// MaxLineBytes of one leaf. Default 8 MiB.
+	// MaxLineBytes of one leaf. Default 2 MiB: an event has at most 256 KiB, and JSON in JSON twice that.
 	MaxLineBytes int
+	// MaxPageBytes is what one page of leaves may take in memory, about. A larger one is asked for again with half the leaves. Default 16 MiB.
+	MaxPageBytes int64
+	// MaxPagesBytes is what all pages may take that are being read or verified, of all chains. Default 64 MiB, at least MaxPageBytes.
+	MaxPagesBytes int64
+	// MaxTail is how many leaves of a chain are read beyond those that the newest epoch covers; what follows is listed as not checked.
+	// Default 100,000.
+	MaxTail uint64
 }
 
 func (a API) withDefaults() API {
@@ -52,10 +60,19 @@ func (a API) withDefaults() API {
 		a.LeavesPerRequest = 5000
 	}
 	if a.MaxAnswerBytes == 0 {
-		a.MaxAnswerBytes = 64 << 20
+		a.MaxAnswerBytes = 32 << 20
 	}
 	if a.MaxLineBytes == 0 {
-		a.MaxLineBytes = 8 << 20
+		a.MaxLineBytes = 2 << 20
+	}
+	if a.MaxPageBytes == 0 {
+		a.MaxPageBytes = 16 << 20
+	}
+	if a.MaxPagesBytes == 0 {
+		a.MaxPagesBytes = max(64<<20, a.MaxPageBytes)
+	}
+	if a.MaxTail == 0 {
+		a.MaxTail = 100_000
 	}
 	return a
 }
@@ -72,6 +89,8 @@ func (a *API) Validate() error {
 		return errors.New("an API key is required: one of scope events:read")
 	case a.Attempts < 0 || a.RequestTimeout < 0 || a.Backoff < 0 || a.MaxAnswerBytes < 0 || a.MaxLineBytes < 0:
 		return errors.New("numbers and durations must not be negative")
+	case a.MaxPageBytes < 0 || a.MaxPagesBytes < a.MaxPageBytes:
+		return errors.New("the pages together must be at least as large as one of them")
 	case a.LeavesPerRequest < 0 || a.LeavesPerRequest > 10_000:
 		return errors.New("leaves per request must be 1 to 10000")
 	}
@@ -97,7 +116,7 @@ func newClient(a API) *client {
 		API: a, base: strings.TrimSuffix(a.URL, "/") + "/api/v1",
 		http: &http.Client{
 			// An answer that unpacks to more than was sent is not asked for, nor is a way elsewhere followed with the key.
-			Transport:     &http.Transport{DisableCompression: true, Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 16},
+			Transport:     &http.Transport{DisableCompression: true, Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 16, MaxResponseHeaderBytes: 64 << 10},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -277,7 +296,7 @@ func (t *logTiles) hashes(ctx context.Context, level int, n, width uint64) ([]le
 
 // entries reads a bundle of entries: each after its length, u16be.
 func (t *logTiles) entries(ctx context.Context, n, width uint64) ([][]byte, error) {
-	b, full, err := t.tile(ctx, "entries", n, width, t.MaxAnswerBytes)
+	b, full, err := t.tile(ctx, "entries", n, width, tileWidth*(2+math.MaxUint16))
 	if err != nil {
 		return nil, err
 	}

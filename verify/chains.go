@@ -19,6 +19,8 @@ type batch struct {
 	// check compares leaf i with what else the source holds of it, once its content has been recomputed. It is called from several goroutines,
 	// each of which has its own checker. Nil for none.
 	check func(c *checker, i int) *ledger.Fault
+	// release, where it is set, is called once nothing of the batch is needed any more.
+	release func()
 }
 
 // chainJob is one chain to verify.
@@ -40,7 +42,9 @@ type chainResult struct {
 	end    uint64
 	marks  []ledger.Mark
 	counts ledger.ChainCounts
-	// verifier has leaves to be judged by the map's root.
+	// divergences are where marks are of two histories.
+	divergences []ledger.Divergence
+	// verifier has leaves to be judged by the map's root; nil where none will be.
 	verifier *ledger.ChainVerifier
 	// faults at leaves of the chain, and those of them that explain another root; err where not all could be read.
 	faults, explain uint64
@@ -53,6 +57,8 @@ type chainRun struct {
 	report *Report
 	// expected leaves of all chains, 0 where that is not known.
 	expected uint64
+	// conclude: what is signed of a chain is among its marks, so that nothing judges its leaves later, and nothing of them is kept.
+	conclude bool
 	done     atomic.Uint64
 	mu       sync.Mutex // over Progress
 }
@@ -98,13 +104,21 @@ func (c *chainRun) verify(ctx context.Context, job *chainJob) *chainResult {
 			r.end = max(r.end, b.leaves[i].LedgerOffset+1)
 		}
 		c.progress(uint64(len(b.leaves)))
+		if b.release != nil {
+			b.release()
+		}
 	}
 	if r.err = g.Wait(); r.err != nil {
 		c.report.undecided("chain %x: %v", r.id, r.err)
 	} else {
 		v.Close()
 	}
-	r.counts, r.marks, r.verifier = v.Counts(), v.Marks(), v
+	r.counts, r.marks, r.divergences = v.Counts(), v.Marks(), v.Divergences()
+	if c.conclude {
+		v.Conclude(ledger.RootUnknown)
+	} else {
+		r.verifier = v
+	}
 	return r
 }
 

@@ -36,7 +36,9 @@ func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error)
 	defer s.close()
 	v := &tableVerifier{cfg: &cfg, report: newReport("the tables of ClickHouse", cfg.MaxFaults), store: s, tables: tables}
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m, whole: true}
-	if err := v.run(ctx); err != nil {
+	ctx, cancel := cfg.within(ctx)
+	defer cancel()
+	if err := v.report.inTime(ctx, v.run(ctx)); err != nil {
 		return nil, err
 	}
 	return v.report.finish(), nil

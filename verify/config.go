@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -17,6 +18,8 @@ type Config struct {
 	Now time.Time
 	// MaxAge of the newest epoch; older is STALE. 0 does not look at it. A notary makes an epoch each minute.
 	MaxAge time.Duration
+	// Timeout of the whole verification. What was found until then counts, and the rest is not decided. 0 is none; each request has its own.
+	Timeout time.Duration
 	// MemoryFile holds what earlier runs have accepted, and what this one does; empty for none.
 	MemoryFile string
 	// EvidenceDir is where the two checkpoints of a fork are written. Default: the working directory.
@@ -66,10 +69,29 @@ func (c *Config) Validate() error {
 		return errors.New("a trust file is required: without one nothing can be believed")
 	case c.Now.IsZero():
 		return errors.New("the time is required")
-	case c.MaxAge < 0 || c.Settle < 0 || c.MaxFaults < 0 || c.Workers < 0:
+	case c.Timeout < 0 || c.MaxAge < 0 || c.Settle < 0 || c.MaxFaults < 0 || c.Workers < 0:
 		return errors.New("durations and numbers must not be negative")
 	case c.Epochs < 0 || c.Epochs > maxEpochs:
 		return fmt.Errorf("epochs must be at most %d", maxEpochs)
 	}
+	return nil
+}
+
+var errTimeout = errors.New("the time for the whole verification is over")
+
+// within ends a context when Timeout is over.
+func (c *Config) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.Timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, c.Timeout, errTimeout)
+}
+
+// inTime takes the error of a run that came to an end because its time was over for what it is: a verification that is not decided.
+func (r *Report) inTime(ctx context.Context, err error) error {
+	if !errors.Is(context.Cause(ctx), errTimeout) {
+		return err
+	}
+	r.undecided("%v", errTimeout)
 	return nil
 }

@@ -214,7 +214,7 @@ func (h *histories) marks(c *apiChain) []ledger.Mark {
 // keepForks keeps the evidence against each chain of which two epochs state two histories.
 func (h *histories) keepForks(results []*chainResult) {
 	for _, r := range results {
-		for _, d := range r.verifier.Divergences() {
+		for _, d := range r.divergences {
 			older, newer := h.sides[r.id][d.Older], h.sides[r.id][d.Newer]
 			if older == nil || newer == nil || len(h.report.Evidence) >= maxEvidence {
 				continue

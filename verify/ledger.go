@@ -2,11 +2,11 @@ package verify
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/sync/semaphore"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -30,7 +30,9 @@ func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api), foreign: map[ledger.ChainID]bool{}}
 	defer v.client.close()
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m}
-	if err := v.run(ctx); err != nil {
+	ctx, cancel := cfg.within(ctx)
+	defer cancel()
+	if err := v.report.inTime(ctx, v.run(ctx)); err != nil {
 		return nil, err
 	}
 	return v.report.finish(), nil
@@ -89,7 +91,22 @@ func (c *apiChain) identity() ledger.ChainIdentity {
 	return ledger.ChainIdentity{Workspace: c.Workspace, Incarnation: c.Incarnation, Lane: c.Lane, Lanes: c.Lanes}
 }
 
-const maxCheckpointBytes = 256 << 10
+const (
+	maxCheckpointBytes = 256 << 10
+	// maxChainsElements is how many chains and key changes are read, and siblings of a proof. A workspace has a chain for each of its lanes, of
+	// which there are no more than partitions of the events topic.
+	maxChainsElements = 4096
+	// maxChainsValues is enough for that many chains with proofs of more siblings than a map of a billion chains has.
+	maxChainsValues = 1 << 20
+)
+
+// unmarshal decodes JSON that may be meant to take far more memory than it has bytes.
+func unmarshal(text []byte, to any, elements, values int) error {
+	if err := ledger.LimitJSON(text, elements, values); err != nil {
+		return err
+	}
+	return json.Unmarshal(text, to)
+}
 
 // run goes through the checks; each writes what it finds into the report.
 func (v *apiVerifier) run(ctx context.Context) error {
@@ -157,7 +174,7 @@ func (v *apiVerifier) chains(ctx context.Context, query string) (*chainsAnswer, 
 		return nil, err
 	}
 	answer := new(chainsAnswer)
-	if err := json.Unmarshal(text, answer); err != nil {
+	if err := unmarshal(text, answer, maxChainsElements, maxChainsValues); err != nil {
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: %v", query, err)
 		return nil, nil //nolint:nilnil // the report says why
 	}
@@ -308,7 +325,8 @@ func (v *apiVerifier) chainFault(verdict ledger.Verdict, c *apiChain, format str
 
 // verifyChains recomputes all chains that the newest epoch is proven to hold, with the roots that older ones state.
 func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainResult, error) {
-	run := &chainRun{cfg: v.cfg, report: v.report}
+	run := &chainRun{cfg: v.cfg, report: v.report, conclude: true}
+	room := semaphore.NewWeighted(v.client.MaxPagesBytes)
 	var jobs []*chainJob
 	for i := range h.newest().answer.Chains {
 		c := &h.newest().answer.Chains[i]
@@ -316,14 +334,13 @@ func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainR
 			continue
 		}
 		run.expected += c.Size
-		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c}).leaves, marks: h.marks(c)})
+		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c, v.report, room}).leaves, marks: h.marks(c)})
 	}
 	results, err := run.verifyAll(ctx, jobs)
 	for _, r := range results {
 		if r.err != nil {
 			continue
 		}
-		r.verifier.Conclude(ledger.RootUnknown)
 		if covered := r.marks[len(r.marks)-1].Size; r.counts.Size > covered {
 			first, last := covered, r.counts.Size-1
 			v.report.fault(&ledger.Fault{
@@ -352,144 +369,4 @@ func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult,
 			})
 		}
 	}
-}
-
-// chainPages reads one chain from the API, page by page.
-type chainPages struct {
-	*client
-
-	chain *apiChain
-}
-
-// leafLine is a line of GET /ledger/leaves: a leaf, or the last one.
-type leafLine struct {
-	ledger.BundleLeaf
-
-	LeafHash        *ledger.Hash `json:"leaf_hash"`
-	Node            string       `json:"node"`
-	Lanes           *uint32      `json:"lanes"`
-	LedgerPartition uint16       `json:"ledger_partition"`
-	LedgerOffset    uint64       `json:"ledger_offset"`
-
-	Next *uint64 `json:"next"`
-	More *bool   `json:"more"`
-}
-
-// leaves implements chainJob.leaves.
-func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error {
-	for from := uint64(0); ; {
-		page, err := p.page(ctx, from)
-		if err != nil {
-			return err
-		}
-		if len(page.batch.leaves)+len(page.batch.faults) > 0 {
-			if err := each(&page.batch); err != nil {
-				return err
-			}
-		}
-		switch {
-		case !page.more:
-			return nil
-		case len(page.lines) == 0 && page.next > p.chain.Size:
-			return fmt.Errorf("leaves from sequence %d: %w: none, and more are said to follow beyond the signed size %d", from, errAnswer, p.chain.Size)
-		case page.next <= from:
-			return fmt.Errorf("leaves from sequence %d: %w: the next page would begin at %d", from, errAnswer, page.next)
-		}
-		from = page.next
-	}
-}
-
-type leafPage struct {
-	batch batch
-	lines []leafLine // without bodies
-	next  uint64
-	more  bool
-	ended bool
-}
-
-// page reads one page.
-func (p *chainPages) page(ctx context.Context, from uint64) (*leafPage, error) {
-	page := new(leafPage)
-	path := fmt.Sprintf("/ledger/leaves?chain=%x&from=%d&limit=%d", p.chain.Chain, from, p.LeavesPerRequest)
-	err := p.lines(ctx, path, func() { *page = leafPage{} }, func(text []byte) error {
-		return p.line(page, text)
-	}, func() error {
-		if !page.ended {
-			return errCutOff
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	page.batch.check = func(_ *checker, i int) *ledger.Fault { return p.checkStated(&page.lines[i], &page.batch.leaves[i]) }
-	return page, nil
-}
-
-// line takes one line.
-func (p *chainPages) line(page *leafPage, text []byte) error {
-	var l leafLine
-	if err := json.Unmarshal(text, &l); err != nil {
-		return fmt.Errorf("%w: a line of leaves: %w", errAnswer, err)
-	}
-	switch {
-	case page.ended:
-		return fmt.Errorf("%w: a line follows the last one", errAnswer)
-	case l.Next != nil && l.More != nil:
-		page.next, page.more, page.ended = *l.Next, *l.More, true
-		return nil
-	case len(page.lines) == p.LeavesPerRequest:
-		return fmt.Errorf("%w: more than %d leaves", errAnswer, p.LeavesPerRequest)
-	}
-	stated, err := l.Leaf()
-	if err != nil {
-		page.batch.faults = append(page.batch.faults, &ledger.Fault{
-			Verdict: ledger.Modified, Chain: &l.Chain, Sequence: &l.Sequence, EventID: l.ID, Detail: fmt.Sprintf("%v", err),
-		})
-		return nil
-	}
-	s := ledger.StoredLeaf{Leaf: *stated, LedgerOffset: l.LedgerOffset, Body: []byte(l.Body), Disclosure: l.Disclosure}
-	if l.LeafHash != nil {
-		s.Hash = *l.LeafHash
-	}
-	node, err := hex.DecodeString(l.Node)
-	if err == nil {
-		s.Node, err = hashes(node)
-	}
-	if err != nil {
-		page.batch.faults = append(page.batch.faults, leafFault(ledger.Modified, stated, "node: %v", err))
-	}
-	if l.Seed != nil {
-		s.Seed = *l.Seed
-	}
-	if l.Body != "" && l.Disclosure != nil {
-		page.batch.faults = append(page.batch.faults, leafFault(ledger.Modified, stated, "it has a body and a disclosure"))
-	}
-	if n := len(page.batch.leaves); n > 0 && page.batch.leaves[n-1].Hash == s.Previous {
-		s.Previous = ledger.Hash{} // it says no more than the stored hash, which is checked where it belongs
-	}
-	l.Body, l.Disclosure = "", nil
-	page.lines, page.batch.leaves = append(page.lines, l), append(page.batch.leaves, s)
-	return nil
-}
-
-// checkStated compares what a line states besides its content with what that comes to.
-func (p *chainPages) checkStated(l *leafLine, s *ledger.StoredLeaf) *ledger.Fault {
-	c := p.chain
-	if l.Workspace != c.Workspace || l.Incarnation != c.Incarnation || l.Lane != c.Lane {
-		return leafFault(ledger.CrossChain, &s.Leaf, "it is of workspace %x, incarnation %x, lane %d", l.Workspace, l.Incarnation, l.Lane)
-	}
-	if l.Lanes != nil && *l.Lanes != c.Lanes {
-		return leafFault(ledger.Modified, &s.Leaf, "it states %d lanes, the chain has %d", *l.Lanes, c.Lanes)
-	}
-	if s.Kind == ledger.KindGenesis {
-		if g := ledger.Genesis(c.Workspace, c.Incarnation, c.Lane, c.Lanes, 0, 0); g.BodyRoot != l.BodyRoot {
-			return leafFault(ledger.Modified, &s.Leaf, "it states root %x, the chain's genesis has %x", l.BodyRoot, g.BodyRoot)
-		}
-		return nil
-	}
-	if root, n, err := s.ContentRoot(); err == nil && (root != l.BodyRoot || n != l.FieldCount) {
-		return leafFault(ledger.Modified, &s.Leaf, "its body gives root %x over %d fields, it states %x over %d", root, n, l.BodyRoot, l.FieldCount)
-	}
-	return nil
 }

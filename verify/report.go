@@ -104,6 +104,7 @@ func (r *Report) fault(f *ledger.Fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Found[f.Verdict]++
+	f.Detail, f.EventID = shortened(f.Detail), shortened(f.EventID)
 	if len(r.Faults) < r.maxFaults {
 		r.Faults = append(r.Faults, f)
 	}
@@ -124,8 +125,18 @@ func (r *Report) note(to *[]string, format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(*to) < maxNotes {
-		*to = append(*to, fmt.Sprintf(format, args...))
+		*to = append(*to, shortened(fmt.Sprintf(format, args...)))
 	}
+}
+
+// maxDetail bounds what a finding or a note says, in bytes: it may quote what was served.
+const maxDetail = 1000
+
+func shortened(text string) string {
+	if len(text) <= maxDetail {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxDetail], "") + " ..."
 }
 
 // exitOf says what one finding makes of the whole: ExitVerified where it is no fault.

@@ -98,10 +98,11 @@ func (c *verifyEventCmd) Run(p *process) error {
 
 type verifyLedgerCmd struct {
 	verifyFlags
-	MaxAge time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
-	URL    string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
-	APIKey string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
-	Epochs int           `help:"How many epochs the chains are compared with: the newest, the oldest, some evenly spread and as many at random." default:"64"`
+	MaxAge  time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
+	Timeout time.Duration `help:"Longest time for the whole verification; what is not verified by then is not decided. 0 for any." default:"0"`
+	URL     string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
+	APIKey  string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
+	Epochs  int           `help:"How many epochs the chains are compared with: the newest, the oldest, some evenly spread and as many at random." default:"64"`
 }
 
 // Run prints what was found.
@@ -110,7 +111,7 @@ func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	cfg.MaxAge, cfg.Epochs, cfg.Progress = c.MaxAge, c.Epochs, progress(p.stderr)
+	cfg.MaxAge, cfg.Timeout, cfg.Epochs, cfg.Progress = c.MaxAge, c.Timeout, c.Epochs, progress(p.stderr)
 	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
 	return c.print(p, r, err)
 }
@@ -123,6 +124,7 @@ type verifyClickHouseCmd struct {
 	PasswordFile string        `name:"clickhouse-password-file" help:"File that holds the password instead." placeholder:"FILE"`
 	CA           string        `name:"clickhouse-tls-ca" help:"PEM file of the certificates to trust instead of the system's." placeholder:"FILE"`
 	Epochs       int           `help:"How many epochs are recomputed: the newest, the oldest, some evenly spread and as many at random." default:"64"`
+	Timeout      time.Duration `help:"Longest time for the whole verification; what is not verified by then is not decided. 0 for any." default:"0"`
 	Settle       time.Duration `help:"Time to wait for rows that the newest epoch covers and that are being written." default:"10s"`
 }
 
@@ -132,7 +134,7 @@ func (c *verifyClickHouseCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	cfg.MaxAge, cfg.Epochs, cfg.Settle, cfg.Progress = c.MaxAge, c.Epochs, c.Settle, progress(p.stderr)
+	cfg.MaxAge, cfg.Timeout, cfg.Epochs, cfg.Settle, cfg.Progress = c.MaxAge, c.Timeout, c.Epochs, c.Settle, progress(p.stderr)
 	r, err := verify.ClickHouse(ctx, cfg, verify.Tables{
 		ClickHouse: clickhouse.Config{DSN: c.DSN, PasswordFile: c.PasswordFile, TLSCAFile: c.CA}, Kafka: c.kafkaFlags.config(),
 	})

@@ -1,0 +1,96 @@
+package verify_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/verify"
+)
+
+// Of the leaves that no epoch covers, a stated number is read; the rest is not checked, and it is said so.
+func TestLedgerTail(t *testing.T) {
+	l := newLedger()
+	c := l.Chains[0]
+	l.Events(c, 300)
+	a := newAPI(t, l)
+	for tail, read := range map[uint64]uint64{100: 100, 299: 299, 300: 300, 1000: 300} {
+		r, err := verify.Ledger(t.Context(), a.config(), verify.API{URL: a.url, Key: ledgertest.APIKey, LeavesPerRequest: 37, MaxTail: tail})
+		if err != nil || r.Exit != verify.ExitVerified || len(r.Faults) != 1 || *r.Faults[0].Last != 100+read {
+			t.Fatalf("%v, %s", err, r.Text())
+		}
+		said := strings.Contains(strings.Join(r.NotChecked, "\n"), fmt.Sprintf("chain %x: leaves from sequence %d on", c.ID, 101+tail))
+		if said != (tail < 300) {
+			t.Errorf("%d: %s", tail, r.Text())
+		}
+	}
+}
+
+// A page that takes too much is asked for again with fewer leaves, and what fits is verified.
+func TestLedgerLargePages(t *testing.T) {
+	l := newLedger()
+	a := newAPI(t, l)
+	var mu sync.Mutex
+	limits := map[int]int{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if limit, err := strconv.Atoi(r.URL.Query().Get("limit")); err == nil {
+			mu.Lock()
+			limits[limit]++
+			mu.Unlock()
+		}
+		a.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	api := verify.API{URL: server.URL, Key: ledgertest.APIKey, LeavesPerRequest: 64, MaxPageBytes: 40 << 10, MaxPagesBytes: 50 << 10}
+	r, err := verify.Ledger(t.Context(), a.config(), api)
+	if err != nil || r.Exit != verify.ExitVerified || r.Leaves != 237 {
+		t.Fatalf("%v, %s", err, r.Text())
+	}
+	if limits[64] == 0 || limits[16]+limits[8] == 0 {
+		t.Errorf("asked for %v", limits)
+	}
+	// One leaf that is too large is not verified.
+	api.MaxPageBytes = 1 << 10
+	if r, err = verify.Ledger(t.Context(), a.config(), api); err != nil || r.Exit != verify.ExitUndecided || !strings.Contains(r.Text(), "too large") {
+		t.Errorf("%v, %s", err, r.Text())
+	}
+}
+
+// When the time is over, what was found counts.
+func TestLedgerTimeout(t *testing.T) {
+	l := newLedger()
+	l.Chains[0].Leaves[10].Hash[3] ^= 1
+	a := newAPI(t, l)
+	second := fmt.Sprintf("%x", l.Chains[1].ID)
+	for name, exit := range map[string]int{second: verify.ExitTampered, "/ledger/chains": verify.ExitUndecided, "/ledger/tile": verify.ExitUndecided} {
+		done := make(chan struct{})
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, name) || r.URL.Query().Get("chain") == name {
+				select {
+				case <-done:
+				case <-r.Context().Done():
+				}
+				return
+			}
+			a.ServeHTTP(w, r)
+		}))
+		cfg := a.config()
+		cfg.Timeout = 500 * time.Millisecond
+		r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: server.URL, Key: ledgertest.APIKey})
+		close(done)
+		server.Close()
+		if err != nil || r.Exit != exit || !strings.Contains(r.Text(), "the time for the whole verification is over") {
+			t.Errorf("%s: %v, %s", name, err, r.Text())
+		}
+		if exit == verify.ExitTampered && r.Found[ledger.Modified] == 0 {
+			t.Error(r.Text())
+		}
+	}
+}
