@@ -133,7 +133,7 @@ func (b *Bundle) Encode() ([]byte, error) {
 type BundleResult struct {
 	// Faults are what was found: nothing, or Redacted alone, where everything holds.
 	Faults []*Fault
-	// Checkpoint is nil where none is believed.
+	// Checkpoint is nil where none is believed: then the faults say that the bundle proves nothing, and nothing of the ledger.
 	Checkpoint *Opened
 	Epoch      *Entry
 	Keys       KeyHistory
@@ -177,9 +177,31 @@ func (v *bundleVerifier) checkpoint(trust *Trust, now time.Time) {
 		v.fault(InvalidProof, nil, "log proof: %v", err)
 		return
 	}
+	if !v.keys(stated) {
+		// Whether what does not hold was signed all the same.
+		v.result.Checkpoint, _ = trust.Open(p.Checkpoint, v.result.Keys, now)
+		return
+	}
+	opened, f := trust.Open(p.Checkpoint, v.result.Keys, now)
+	if f != nil {
+		v.fault(f.Verdict, nil, "%s", f.Detail)
+	}
+	v.result.Checkpoint = opened
+	hashes := make([]Hash, len(p.Hashes))
+	for i, h := range p.Hashes {
+		hashes[i] = h
+	}
+	if err := VerifyInclusion(EntryHash([]byte(v.Epoch)), p.Index, stated.Size, hashes, stated.Root); err != nil {
+		v.fault(InvalidProof, nil, "the epoch is not in the root log: %v", err)
+		return
+	}
+}
+
+// keys checks that the key changes are in the root log that the checkpoint states.
+func (v *bundleVerifier) keys(stated *Checkpoint) bool {
 	if len(v.Keys) == 0 || len(v.Keys) > maxKeyChanges {
 		v.fault(InvalidProof, nil, "%d key changes, want 1 to %d: entry 0 states the first key", len(v.Keys), maxKeyChanges)
-		return
+		return false
 	}
 	for _, k := range v.Keys {
 		e, err := ParseEntry([]byte(k.Entry))
@@ -191,22 +213,10 @@ func (v *bundleVerifier) checkpoint(trust *Trust, now time.Time) {
 		}
 		if err != nil {
 			v.fault(InvalidProof, nil, "key change: %v", err)
-			return
+			return false
 		}
 	}
-	opened, f := trust.Open(p.Checkpoint, v.result.Keys, now)
-	if f != nil {
-		v.fault(f.Verdict, nil, "%s", f.Detail)
-	}
-	hashes := make([]Hash, len(p.Hashes))
-	for i, h := range p.Hashes {
-		hashes[i] = h
-	}
-	if err := VerifyInclusion(EntryHash([]byte(v.Epoch)), p.Index, stated.Size, hashes, stated.Root); err != nil {
-		v.fault(InvalidProof, nil, "the epoch is not in the root log: %v", err)
-		return
-	}
-	v.result.Checkpoint = opened
+	return true
 }
 
 // epoch ties the chain to the epoch.

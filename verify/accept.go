@@ -77,7 +77,7 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 // its log has signed, and evidence if it contradicts what was accepted before.
 func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) (opened *ledger.Opened, believed bool) {
 	opened, f := a.cfg.Trust.Open(signed, keys, a.cfg.Now)
-	if f == nil {
+	if a.report.believed = f == nil; f == nil {
 		return opened, true
 	}
 	a.report.fault(f)
@@ -95,6 +95,7 @@ func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uin
 	case old == nil && a.cfg.MemoryFile != "":
 		a.report.notef("nothing is remembered of log %q: this checkpoint is the first that is accepted", opened.Origin)
 	case old != nil && opened.Size < size:
+		a.report.convicted = true
 		a.report.faultf(ledger.RolledBack, "the newest checkpoint has size %d, one of size %d was accepted before", opened.Size, size)
 	}
 	return old, size, fork
@@ -160,7 +161,7 @@ func (a *acceptance) checkAge(p *replay) {
 		return
 	}
 	if e.Time.After(a.cfg.Now.Add(ledger.MaxClockSkew)) {
-		a.report.faultf(ledger.TimeAnomaly, "the newest epoch is of %s, which is ahead of this machine's clock", e.Time.Format(time.RFC3339))
+		a.report.undecided("the newest epoch is of %s, which is ahead of this machine's clock: one of the two clocks is wrong", e.Time.Format(time.RFC3339))
 	}
 	a.report.Checkpoint.Epoch, a.report.Checkpoint.EpochTime = e.Index, e.Time
 	age := a.cfg.Now.Sub(e.Time).Truncate(time.Second)
@@ -185,6 +186,7 @@ type evidence struct {
 // fork reports that a log has two histories, and keeps the proof.
 func (a *acceptance) fork(old *rememberedLog, opened *ledger.Opened, format string, args ...any) {
 	detail := fmt.Sprintf(format, args...)
+	a.report.convicted = true
 	a.report.faultf(ledger.Forked, "%s", detail)
 	a.keepEvidence(old.Checkpoint, opened, detail)
 }

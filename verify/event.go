@@ -49,6 +49,7 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 	}
 	r.Chains, r.Leaves, r.content = 1, 1+uint64(len(b.Redactions)), true
 	c, e := result.Checkpoint, result.Epoch
+	r.believed = c != nil
 	if c == nil || e == nil {
 		return
 	}

@@ -98,7 +98,7 @@ func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
 func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
 	query := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size)
 	answer, err := h.chains(ctx, query)
-	if err != nil || answer == nil {
+	if err != nil {
 		return nil, err
 	}
 	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
@@ -255,7 +255,7 @@ func (v *apiVerifier) askWitnessed(ctx context.Context, answer *chainsAnswer) (*
 	if status, ok := errors.AsType[*statusError](err); ok && status.status < 500 { // there is none
 		return nil, nil //nolint:nilnil // the newest is what there is
 	}
-	if err != nil || older == nil {
+	if err != nil {
 		return nil, err
 	}
 	opened, f := v.openQuietly(older)

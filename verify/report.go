@@ -67,6 +67,10 @@ type Report struct {
 	maxFaults int
 	content   bool // leaves were recomputed from their content
 	witnessed bool
+	// believed: enough of those who are believed have signed the checkpoint that things are compared with.
+	believed bool
+	// convicted: a key of the log has signed a checkpoint that contradicts one that was accepted before.
+	convicted bool
 }
 
 // CheckpointReport is a believed checkpoint.
@@ -165,6 +169,20 @@ func (r *Report) tampered() bool {
 	return false
 }
 
+// proven says whether tampering is: where a believed checkpoint is contradicted. Without one, what was found proves nothing of the ledger, as anybody can
+// make it up; a checkpoint that contradicts one that was accepted before is the exception, as a key of the log has signed both.
+func (r *Report) proven() bool {
+	if r.convicted {
+		return true
+	}
+	for v := range r.Found {
+		if r.believed && exitOf(v) == ExitTampered {
+			return true
+		}
+	}
+	return false
+}
+
 // finish draws the conclusion. Proven tampering goes before a checkpoint that is not believed, and that before what is not known.
 func (r *Report) finish() *Report {
 	codes := map[int]bool{}
@@ -172,11 +190,11 @@ func (r *Report) finish() *Report {
 		codes[exitOf(v)] = true
 	}
 	switch {
-	case codes[ExitTampered]:
+	case r.proven():
 		r.Exit = ExitTampered
 	case codes[ExitNotTrusted]:
 		r.Exit = ExitNotTrusted
-	case codes[ExitUndecided], len(r.Undecided) > 0, r.Checkpoint == nil, !r.content:
+	case codes[ExitUndecided], codes[ExitTampered], len(r.Undecided) > 0, r.Checkpoint == nil, !r.content:
 		r.Exit = ExitUndecided
 	}
 	r.Verified = r.Exit == ExitVerified

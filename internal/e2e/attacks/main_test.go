@@ -2,6 +2,7 @@
 package attacks
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
@@ -107,19 +107,22 @@ func (a *auditor) run(args ...string) *result {
 		all = append(all, "--max-age=0")
 	}
 	cmd := exec.CommandContext(a.t.Context(), path, all...)
-	out, err := cmd.Output()
-	exit, isExit := errors.AsType[*exec.ExitError](err)
-	if err != nil && !isExit {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	r := &result{}
+	err = cmd.Start()
+	if err == nil {
+		peak := watchMemory(cmd.Process.Pid)
+		err = cmd.Wait()
+		r.maxRSS = peak()
+	}
+	if _, isExit := errors.AsType[*exec.ExitError](err); err != nil && !isExit {
 		a.t.Fatal(err)
 	}
-	r := &result{output: string(out)}
-	if isExit {
-		r.output += string(exit.Stderr)
-	}
+	r.output = stdout.String() + stderr.String()
 	r.code = cmd.ProcessState.ExitCode()
-	r.maxRSS = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
 	if r.code != verify.ExitUsage {
-		if err := json.Unmarshal(out, r); err != nil || r.Exit != r.code {
+		if err := json.Unmarshal(stdout.Bytes(), r); err != nil || r.Exit != r.code {
 			a.t.Fatalf("exit code %d, %v: %s", r.code, err, r.output)
 		}
 	}
