@@ -237,7 +237,7 @@ func (a *acceptance) keepForkedChain(r *accepted) {
 
 // remember puts what was accepted into the memory file: nothing of a run that has proven tampering, or the next would take what was
 // tampered with for the truth. Chains are those that were recomputed without a fault.
-func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedChain) error {
+func (a *acceptance) remember(ctx context.Context, r *accepted, chains map[ledger.ChainID]rememberedChain) error {
 	if a.cfg.MemoryFile == "" || r == nil {
 		return nil
 	}
@@ -263,6 +263,18 @@ func (a *acceptance) remember(r *accepted, chains map[ledger.ChainID]rememberedC
 	}
 	maps.Copy(l.Chains, chains)
 	maps.Copy(l.Sources, r.sources)
-	a.memory.Logs[r.Origin] = l
-	return a.memory.save(a.cfg.MemoryFile)
+	return updateMemory(ctx, a.cfg.MemoryFile, a.cfg.MemoryWait, func(m *memory) error {
+		if now := m.Logs[r.Origin]; now != nil {
+			conflict, err := l.merge(now)
+			if err != nil {
+				return err
+			}
+			if conflict != "" {
+				a.fork(now, r.Opened, "%s", conflict)
+				return nil
+			}
+		}
+		m.Logs[r.Origin] = l
+		return nil
+	})
 }

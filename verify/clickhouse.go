@@ -25,7 +25,7 @@ func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	m, err := loadMemory(cfg.MemoryFile)
+	m, err := openMemory(ctx, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
@@ -94,7 +94,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 	}
 	v.report.notChecked("the column part of events and leaves, and which rows of workspaces that have no leaf were ever there")
 	v.keepForkedChain(a)
-	return v.remember(a, remembered(results))
+	return v.remember(ctx, a, remembered(results))
 }
 
 // checkpoint accepts the newest checkpoint. It returns nil where none is believed.

@@ -22,6 +22,8 @@ type Config struct {
 	Timeout time.Duration
 	// MemoryFile holds what earlier runs have accepted, and what this one does; empty for none.
 	MemoryFile string
+	// MemoryWait is how long to wait for another run to write it. Default 10 s.
+	MemoryWait time.Duration
 	// EvidenceDir is where the two checkpoints of a fork are written. Default: the working directory.
 	EvidenceDir string
 	// Epochs is how many epochs are compared with: the newest, the oldest, some evenly spread and as many at random. Default 64, at most 4096.
@@ -47,6 +49,9 @@ func (c Config) withDefaults() Config {
 	if c.Settle == 0 {
 		c.Settle = 10 * time.Second
 	}
+	if c.MemoryWait == 0 {
+		c.MemoryWait = 10 * time.Second
+	}
 	if c.MaxFaults == 0 {
 		c.MaxFaults = 1000
 	}
@@ -69,7 +74,7 @@ func (c *Config) Validate() error {
 		return errors.New("a trust file is required: without one nothing can be believed")
 	case c.Now.IsZero():
 		return errors.New("the time is required")
-	case c.Timeout < 0 || c.MaxAge < 0 || c.Settle < 0 || c.MaxFaults < 0 || c.Workers < 0:
+	case c.Timeout < 0 || c.MemoryWait < 0 || c.MaxAge < 0 || c.Settle < 0 || c.MaxFaults < 0 || c.Workers < 0:
 		return errors.New("durations and numbers must not be negative")
 	case c.Epochs < 0 || c.Epochs > maxEpochs:
 		return fmt.Errorf("epochs must be at most %d", maxEpochs)

@@ -23,7 +23,7 @@ func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	if err := api.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	m, err := loadMemory(cfg.MemoryFile)
+	m, err := openMemory(ctx, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
@@ -148,7 +148,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	h.keepForks(results)
 	v.keepForkedChain(a)
 	a.sources = map[string]rememberedWorkspace{source: {answer.Data.Workspace, answer.Data.Incarnation}}
-	return v.remember(a, h.remembered(results))
+	return v.remember(ctx, a, h.remembered(results))
 }
 
 // ask returns the newest checkpoint, and what proves the chains: by that, or where too few witnesses have signed it, by the newest one that

@@ -2,11 +2,15 @@ package verify
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -76,6 +80,9 @@ func loadMemory(path string) (*memory, error) {
 	if m.Format != memoryFormat {
 		return nil, fmt.Errorf("reading the memory in %s: format %.40q, want %q", path, m.Format, memoryFormat)
 	}
+	if m.Logs == nil { // null
+		m.Logs = map[string]*rememberedLog{}
+	}
 	for origin, l := range m.Logs {
 		if err := l.check(origin); err != nil {
 			return nil, fmt.Errorf("reading the memory in %s: log %q: %w", path, origin, err)
@@ -124,16 +131,113 @@ func keyHistory(origin string, entries []string) (ledger.KeyHistory, error) {
 	return keys, nil
 }
 
-// save replaces the file: after it, power may fail and the file is the old one or the new one.
-func (m *memory) save(path string) error {
-	text, err := json.Marshal(m, jsontext.WithIndent(" "), json.Deterministic(true))
+// updateMemory reads a memory file, lets change have it, and replaces it, while no other run does: what another run has written since this one read
+// it is not lost. After it, power may fail and the file is the old one or the new one. The error wraps ErrUsage.
+func updateMemory(ctx context.Context, path string, wait time.Duration, change func(*memory) error) error {
+	unlock, err := lockMemory(ctx, path, wait)
 	if err != nil {
-		return fmt.Errorf("writing the memory: %w", err)
+		return fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	if err := writeFile(path, text); err != nil {
-		return fmt.Errorf("writing the memory: %w", err)
+	defer unlock()
+	m, err := loadMemory(path)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if err := change(m); err != nil {
+		return err
+	}
+	text, err := json.Marshal(m, jsontext.WithIndent(" "), json.Deterministic(true))
+	if err == nil {
+		err = writeFile(path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: writing the memory: %w", ErrUsage, err)
 	}
 	return nil
+}
+
+// lockPoll is how often a lock that somebody has is tried again.
+const lockPoll = 50 * time.Millisecond
+
+// lockMemory keeps other runs from changing a memory file, until unlock is called or the process ends. It locks a file beside it, as the memory itself is
+// replaced by another file each time.
+func lockMemory(ctx context.Context, path string, wait time.Duration) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("locking the memory: %w", err)
+	}
+	name := path + ".lock"
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // beside the file that the user named
+	if err != nil {
+		return nil, fmt.Errorf("locking the memory: %w", err)
+	}
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			return nil, errors.Join(fmt.Errorf("locking the memory with %s: %w", name, err), f.Close())
+		}
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			return nil, errors.Join(fmt.Errorf("another run has locked the memory with %s for %s", name, wait), f.Close())
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("locking the memory with %s: %w", name, ctx.Err()), f.Close())
+		}
+	}
+}
+
+// openMemory is loadMemory for a run that will write it: a file that cannot be locked is said before all the work, not after it.
+func openMemory(ctx context.Context, cfg *Config) (*memory, error) {
+	if cfg.MemoryFile != "" {
+		unlock, err := lockMemory(ctx, cfg.MemoryFile, cfg.MemoryWait)
+		if err != nil {
+			return nil, err
+		}
+		unlock()
+	}
+	return loadMemory(cfg.MemoryFile)
+}
+
+// merge adds what another run has remembered of the log meanwhile: the larger of both checkpoints, and of each chain the larger size. It says what of both
+// cannot be true together, if anything.
+func (l *rememberedLog) merge(other *rememberedLog) (conflict string, err error) {
+	mine, err := ledger.ParseCheckpoint([]byte(l.Checkpoint))
+	if err != nil {
+		return "", err
+	}
+	its, err := ledger.ParseCheckpoint([]byte(other.Checkpoint))
+	if err != nil {
+		return "", err
+	}
+	if mine.Size == its.Size && mine.Root != its.Root {
+		return fmt.Sprintf("another run has accepted a checkpoint of size %d with another root meanwhile", its.Size), nil
+	}
+	chains := maps.Clone(l.Chains)
+	for id, c := range other.Chains {
+		own, both := chains[id]
+		if both && own.Size == c.Size && own.Root != c.Root {
+			return fmt.Sprintf("another run has seen chain %x with another root at size %d meanwhile", id, c.Size), nil
+		}
+		if own.Size < c.Size {
+			chains[id] = c
+		}
+	}
+	sources := maps.Clone(other.Sources)
+	if sources == nil {
+		sources = map[string]rememberedWorkspace{}
+	}
+	maps.Copy(sources, l.Sources)
+	if its.Size > mine.Size {
+		*l = *other
+	}
+	l.Chains, l.Sources = chains, sources
+	return "", nil
 }
 
 // writeFile replaces a file, and makes the folder that it is in.

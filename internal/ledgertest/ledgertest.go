@@ -21,7 +21,7 @@ import (
 	"getimmutable.dev/immutable/ledger"
 )
 
-// Origin of every log.
+// Origin of every log but those of NewLog.
 const Origin = "example.com/ledger"
 
 // Start is when the first entry is made, and the first event recorded.
@@ -129,6 +129,7 @@ type Ledger struct {
 	// Signers of checkpoints instead of the current key, and Cosigners with it.
 	Signers, Cosigners []Key
 
+	origin string
 	head   ledger.Head
 	steps  []step
 	keys   []Key
@@ -140,10 +141,13 @@ type Ledger struct {
 }
 
 // New returns a ledger with one key, that of seed 1.
-func New() *Ledger {
-	l := &Ledger{}
+func New() *Ledger { return NewLog(Origin) }
+
+// NewLog returns a ledger whose log has another origin.
+func NewLog(origin string) *Ledger {
+	l := &Ledger{origin: origin}
 	l.reset()
-	l.Rotate(NewKey(Origin, 1))
+	l.Rotate(NewKey(origin, 1))
 	return l
 }
 
@@ -323,7 +327,7 @@ func (l *Ledger) enter(s step) {
 		if len(l.keys) > 0 {
 			by = l.Key()
 		}
-		signed, err := note.Sign(&note.Note{Text: ledger.KeyChangeText(Origin, e.Index, s.key.Verifier())}, by)
+		signed, err := note.Sign(&note.Note{Text: ledger.KeyChangeText(l.origin, e.Index, s.key.Verifier())}, by)
 		if err != nil {
 			panic(err)
 		}
@@ -388,7 +392,7 @@ func (l *Ledger) Sign() []byte {
 	for _, k := range append(signers, l.Cosigners...) {
 		all = append(all, k)
 	}
-	signed, err := ledger.SignCheckpoint(&ledger.Checkpoint{Origin: Origin, Size: l.head.Size, Root: l.head.Root()}, all...)
+	signed, err := ledger.SignCheckpoint(&ledger.Checkpoint{Origin: l.origin, Size: l.head.Size, Root: l.head.Root()}, all...)
 	if err != nil {
 		panic(err)
 	}

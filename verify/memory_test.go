@@ -1,0 +1,119 @@
+package verify_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/verify"
+)
+
+// Runs at the same time do not lose what another one has remembered: of other logs, nor of other workspaces of the same log.
+func TestMemoryIsShared(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "memory.json")
+	var running sync.WaitGroup
+	run := func(l *ledgertest.Ledger, origin string, workspace byte) {
+		a := newAPI(t, l)
+		a.Workspace = ledgertest.Workspace(workspace)
+		cfg := a.config()
+		cfg.MemoryFile = path
+		cfg.Trust = trust(t, ledgertest.NewKey(origin, 1).Verifier())
+		running.Go(func() {
+			r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey})
+			if err != nil || r.Exit != verify.ExitVerified {
+				t.Errorf("%s: %v, %s", origin, err, r.Text())
+			}
+		})
+	}
+	var origins []string
+	for i := range 12 {
+		origin := fmt.Sprintf("example.com/%d", i)
+		origins = append(origins, origin)
+		l := ledgertest.NewLog(origin)
+		l.Events(l.Chain(1, 1, 0, 1), 3)
+		l.Epoch()
+		run(l, origin, 1)
+	}
+	shared := newLedger()
+	run(shared, ledgertest.Origin, 1)
+	run(newLedger(), ledgertest.Origin, 2)
+	running.Wait()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, origin := range append(origins, ledgertest.Origin) {
+		if !strings.Contains(string(text), fmt.Sprintf("%q: {", origin)) {
+			t.Errorf("%s is not remembered", origin)
+		}
+	}
+	for _, c := range shared.Chains {
+		if !strings.Contains(string(text), fmt.Sprintf("%x", c.ID)) {
+			t.Errorf("chain %x is not remembered", c.ID)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "*.tmp")); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// Two runs at once that are shown two histories: the second one that remembers its own finds the first one's.
+func TestMemoryForkedMeanwhile(t *testing.T) {
+	a := newAPI(t, newLedger())
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	other := newLedger()
+	other.Chains[0].Leaves[30].RecordedAt++
+	other.Chains[0].Reseal(30)
+	other.Rebuild()
+	b := newAPI(t, other)
+	b.Spoil = func(path string, answer []byte) []byte {
+		if path == "/ledger/leaves" { // once, after the memory was read
+			b.Spoil = nil
+			if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+				t.Error(r.Text())
+			}
+		}
+		return answer
+	}
+	r := b.verify(cfg)
+	if r.Exit != verify.ExitTampered || !strings.Contains(r.Text(), "FORKED: another run has accepted") || len(r.Evidence) != 1 {
+		t.Error(r.Text())
+	}
+	if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+		t.Error(r.Text())
+	}
+}
+
+// A lock that somebody does not give back is waited for, and then named.
+func TestMemoryIsLocked(t *testing.T) {
+	a := newAPI(t, newLedger())
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	cfg.MemoryWait = 100 * time.Millisecond
+	f, err := os.Create(cfg.MemoryFile + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	_, err = verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey})
+	if !errors.Is(err, verify.ErrUsage) || !strings.Contains(err.Error(), "another run has locked the memory") {
+		t.Errorf("%v", err)
+	}
+	cfg.MemoryWait = time.Minute
+	time.AfterFunc(200*time.Millisecond, func() { _ = f.Close() })
+	if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+		t.Error(r.Text())
+	}
+}
