@@ -203,6 +203,9 @@ type Opened struct {
 	Key    string
 	// Witnesses are NAME+HASH of those whose cosignatures are valid.
 	Witnesses []string
+	// Seen is the latest time since when enough witnesses have cosigned it, by their clocks; zero where the quorum asks for none. A witness does not cosign what is
+	// older than what it has seen: so nothing newer was witnessed then.
+	Seen time.Time
 }
 
 // Open checks a signed checkpoint: that a believed key of its log has signed it, which is in keys' range where keys knows
@@ -242,8 +245,8 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 			}
 		}
 	}
-	witnesses, quorum := t.count(n.Sigs, now)
-	o.Witnesses = witnesses
+	var quorum bool
+	o.Witnesses, o.Seen, quorum = t.count(n.Sigs, now)
 	switch {
 	case o.Key == "" && outside != nil:
 		return nil, &Fault{Verdict: KeyOutOfRange, Detail: outside.Error()}
@@ -252,7 +255,7 @@ func (t *Trust) Open(signed []byte, keys KeyHistory, now time.Time) (*Opened, *F
 	case !quorum:
 		return nil, &Fault{
 			Verdict: QuorumNotMet,
-			Detail:  fmt.Sprintf("checkpoint of size %d: %d witnesses of the trust file have signed it", c.Size, len(witnesses)),
+			Detail:  fmt.Sprintf("checkpoint of size %d: %d witnesses of the trust file have signed it", c.Size, len(o.Witnesses)),
 		}
 	}
 	return o, nil

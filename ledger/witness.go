@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,21 +157,42 @@ func (t *Trust) Cosigned(signed []byte, now time.Time) (witnesses []string, quor
 	if err != nil {
 		return nil, t.quorum.met(nil)
 	}
-	return t.count(n.Sigs, now)
+	witnesses, _, quorum = t.count(n.Sigs, now)
+	return witnesses, quorum
 }
 
-// count looks for the witnesses among signatures that are valid.
-func (t *Trust) count(sigs []note.Signature, now time.Time) (witnesses []string, quorum bool) {
+// count looks for the witnesses among signatures that are valid. seen is the latest time since when enough of them have cosigned; zero where they are not enough,
+// or none has to.
+func (t *Trust) count(sigs []note.Signature, now time.Time) (witnesses []string, seen time.Time, quorum bool) {
+	type cosignature struct {
+		witness note.Verifier
+		at      time.Time
+	}
+	var all []cosignature
 	cosigned := map[note.Verifier]bool{}
 	for _, sig := range sigs {
 		for _, w := range t.witnesses {
 			if sig.Name == w.Name() && sig.Hash == w.KeyHash() && !cosigned[w.Verifier] && madeBefore(sig, now.Add(MaxClockSkew)) {
+				at, _ := formatsnote.CoSigV1Timestamp(sig) // madeBefore has read it
+				all = append(all, cosignature{w.Verifier, at})
 				cosigned[w.Verifier] = true
 				witnesses = append(witnesses, keyID(w))
 			}
 		}
 	}
-	return witnesses, t.quorum.met(cosigned)
+	if quorum = t.quorum.met(cosigned); !quorum || !t.Witnessed() {
+		return witnesses, time.Time{}, quorum
+	}
+	// The newest first, until they are enough.
+	slices.SortStableFunc(all, func(a, b cosignature) int { return b.at.Compare(a.at) })
+	clear(cosigned)
+	for _, c := range all {
+		cosigned[c.witness] = true
+		if seen = c.at; t.quorum.met(cosigned) {
+			break
+		}
+	}
+	return witnesses, seen, quorum
 }
 
 // Cosign adds a witness's signature to a note whose signatures have been verified, and returns the signed note and the line

@@ -67,9 +67,10 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 	}
 	a.report.witnessed = a.cfg.Trust.Witnessed()
 	a.report.Checkpoint = &CheckpointReport{
-		Origin: opened.Origin, Size: opened.Size, Root: opened.Root, Key: opened.Key, Witnesses: opened.Witnesses,
+		Origin: opened.Origin, Size: opened.Size, Root: opened.Root, Key: opened.Key, Witnesses: orEmpty(opened.Witnesses),
+		WitnessedAt: opened.Seen,
 	}
-	a.checkAge(p)
+	a.checkAge(opened, p)
 	return result, nil
 }
 
@@ -153,8 +154,8 @@ func (a *acceptance) checkRoot(r *accepted, oldSize uint64) {
 	}
 }
 
-// checkAge looks at the time of the newest epoch.
-func (a *acceptance) checkAge(p *replay) {
+// checkAge looks at how old the newest epoch is, and whether the log was silent before it.
+func (a *acceptance) checkAge(c *ledger.Opened, p *replay) {
 	e := p.epochs.newest
 	if e == nil {
 		a.report.undecided("%v", errNoEpoch)
@@ -164,13 +165,35 @@ func (a *acceptance) checkAge(p *replay) {
 		a.report.undecided("the newest epoch is of %s, which is ahead of this machine's clock: one of the two clocks is wrong", e.Time.Format(time.RFC3339))
 	}
 	a.report.Checkpoint.Epoch, a.report.Checkpoint.EpochTime = e.Index, e.Time
-	age := a.cfg.Now.Sub(e.Time).Truncate(time.Second)
+	age, what := a.age(c, e)
 	switch {
 	case a.cfg.MaxAge > 0 && age > a.cfg.MaxAge:
-		a.report.faultf(ledger.Stale, "the newest epoch is %s old, at most %s are accepted: what came after it may be withheld", age, a.cfg.MaxAge)
+		a.report.faultf(ledger.Stale, "%s %s, at most %s are accepted: what came after it may be withheld", what, age, a.cfg.MaxAge)
 	case a.cfg.MaxAge == 0:
-		a.report.notChecked("the age of the newest epoch: it is %s old", age)
+		a.report.notChecked("the age of the newest epoch: %s %s", what, age)
 	}
+	if s := &p.silence; s.count > 0 {
+		a.report.notef("the root log was silent for more than %s %d times, for %s before epoch %d of %s at most: it has an epoch each minute, and whoever "+
+			"holds its key decides when", maxSilence, s.count, s.longest, s.before.Index, s.before.Time.Format(time.RFC3339))
+	}
+}
+
+// age is how old an epoch is at least. Whoever holds the log's key writes into it what he likes, and cannot write when witnesses have seen it: where some
+// have to, the older of both counts.
+func (a *acceptance) age(c *ledger.Opened, e *ledger.Entry) (age time.Duration, what string) {
+	at, what := e.Time, "the epoch's age is"
+	if !c.Seen.IsZero() && c.Seen.Before(at) {
+		at, what = c.Seen, "the witnesses' cosignatures are of an age of"
+	}
+	return a.cfg.Now.Sub(at).Truncate(time.Second), what
+}
+
+// orEmpty is [] in JSON, not null.
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
 }
 
 // evidence is the file that proves a fork: two notes that one key has signed.
@@ -241,7 +264,7 @@ func (a *acceptance) remember(ctx context.Context, r *accepted, chains map[ledge
 	if a.cfg.MemoryFile == "" || r == nil {
 		return nil
 	}
-	if r.forked || r.replay.faults > 0 || a.report.tampered() {
+	if r.forked || r.replay.faults > 0 || r.replay.manyKeys || a.report.tampered() {
 		a.report.notef("the checkpoint is not remembered")
 		return nil
 	}

@@ -55,7 +55,8 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 	}
 	r.witnessed = a.cfg.Trust.Witnessed()
 	r.Checkpoint = &CheckpointReport{
-		Origin: c.Origin, Size: c.Size, Root: c.Root, Key: c.Key, Witnesses: c.Witnesses, Epoch: e.Index, EpochTime: e.Time,
+		Origin: c.Origin, Size: c.Size, Root: c.Root, Key: c.Key, Witnesses: orEmpty(c.Witnesses), WitnessedAt: c.Seen,
+		Epoch: e.Index, EpochTime: e.Time,
 	}
 	r.Entries, r.Epochs = 1+uint64(len(b.Keys)), 1
 	r.Memory = a.cfg.MemoryFile
@@ -64,7 +65,7 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 	if old != nil && !fork {
 		r.notChecked("whether the checkpoint of size %d and the one that was accepted before are of one history: `immutable verify ledger` does", c.Size)
 	}
-	if age := a.cfg.Now.Sub(e.Time); a.cfg.MaxAge > 0 && age > a.cfg.MaxAge {
-		r.faultf(ledger.Stale, "the epoch is %s old, at most %s are accepted", age, a.cfg.MaxAge)
+	if age, what := a.age(c, e); a.cfg.MaxAge > 0 && age > a.cfg.MaxAge {
+		r.faultf(ledger.Stale, "%s %s, at most %s are accepted", what, age, a.cfg.MaxAge)
 	}
 }

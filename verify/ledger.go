@@ -244,6 +244,10 @@ func (v *apiVerifier) checkEpoch(query, text string, index uint64, path [][32]by
 
 // checkKeys: the key changes are in the root log that the checkpoint states.
 func (v *apiVerifier) checkKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys ledger.KeyHistory, ok bool) {
+	if len(stated) > maxKeyChanges {
+		v.report.undecided("GET /ledger/chains: %d key changes, at most %d are read", len(stated), maxKeyChanges)
+		return nil, false
+	}
 	keys, err := provenKeys(stated, checkpoint)
 	if err != nil {
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %v", err)

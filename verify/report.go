@@ -80,6 +80,8 @@ type CheckpointReport struct {
 	Root      ledger.Hash `json:"root"`
 	Key       string      `json:"key"`
 	Witnesses []string    `json:"witnesses"`
+	// WitnessedAt is since when enough witnesses have seen it, by their clocks; zero where none has to.
+	WitnessedAt time.Time `json:"witnessed_at,omitzero"`
 	// Epoch is the entry of the root log that everything was compared with, and EpochTime when it was made.
 	Epoch     uint64    `json:"epoch"`
 	EpochTime time.Time `json:"epoch_time,omitzero"`
@@ -261,6 +263,9 @@ func (r *Report) Text() string {
 		fmt.Fprintf(&b, "checkpoint: %s size %d root %x\n  signed by %s, witnesses: %d", c.Origin, c.Size, c.Root, c.Key, len(c.Witnesses))
 		for _, w := range c.Witnesses {
 			fmt.Fprintf(&b, "\n  %s", w)
+		}
+		if !c.WitnessedAt.IsZero() {
+			fmt.Fprintf(&b, "\n  cosigned at %s", c.WitnessedAt.UTC().Format(time.RFC3339))
 		}
 		if !c.EpochTime.IsZero() {
 			fmt.Fprintf(&b, "\n  epoch %d of %s", c.Epoch, c.EpochTime.UTC().Format(time.RFC3339))

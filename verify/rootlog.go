@@ -40,6 +40,8 @@ type replay struct {
 	keys   ledger.KeyHistory
 	// keyEntries are the texts of keys.
 	keyEntries []string
+	// manyKeys: not all key changes were read.
+	manyKeys bool
 	// held is the last row: the one after it says which of content and stored hash is right, should they differ.
 	held *heldRow
 	// damaged: an entry is missing, so that no root is known.
@@ -47,12 +49,36 @@ type replay struct {
 	faults  uint64
 	last    *ledger.Epoch // positions and chains only rise
 	time    time.Time
-	epochs  *epochSample
+	silence silence
+	// sample picks the epochs that are kept, each time an epoch passes.
+	epochs *epochSample
 	// at are sizes whose roots are wanted, in rising order.
 	at    []uint64
 	roots map[uint64]ledger.Hash
 	// state at the size of each, for the memory.
 	states map[uint64]ledger.Head
+}
+
+// silence is where neighbouring epochs are more than maxSilence apart.
+type silence struct {
+	count   int
+	longest time.Duration
+	before  *ledger.Entry // the epoch that ended the longest
+}
+
+// maxSilence between two epochs is far more than the minute after which a notary makes one when nothing has changed.
+const maxSilence = 5 * time.Minute
+
+// ended takes two neighbouring epochs.
+func (s *silence) ended(before, e *ledger.Entry) {
+	gap := e.Time.Sub(before.Time)
+	if gap <= maxSilence {
+		return
+	}
+	s.count++
+	if gap > s.longest {
+		s.longest, s.before = gap, e
+	}
 }
 
 type heldRow struct {
@@ -213,6 +239,13 @@ func (p *replay) takeEntry(h *heldRow) {
 		p.fault(ledger.TimeAnomaly, h.index, h.index, "its time is before that of the entry before it")
 	}
 	p.time = e.Time
+	if e.Key != nil && len(p.keyEntries) == maxKeyChanges {
+		if !p.manyKeys {
+			p.report.undecided("root log: there are more than %d key changes, of which the one at entry %d is not read", maxKeyChanges, h.index)
+		}
+		p.manyKeys = true
+		return
+	}
 	if e.Key != nil {
 		if err := p.keys.Append(p.origin, e); err != nil {
 			p.fault(ledger.InvalidProof, h.index, h.index, "%v", err)
@@ -222,6 +255,9 @@ func (p *replay) takeEntry(h *heldRow) {
 		return
 	}
 	p.checkRises(e)
+	if newest := p.epochs.newest; newest != nil {
+		p.silence.ended(newest, e)
+	}
 	p.last = e.Epoch
 	p.epochs.add(e)
 }

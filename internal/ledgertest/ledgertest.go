@@ -130,6 +130,7 @@ type Ledger struct {
 	Signers, Cosigners []Key
 
 	origin string
+	waited time.Duration
 	head   ledger.Head
 	steps  []step
 	keys   []Key
@@ -298,8 +299,11 @@ func (l *Ledger) Epoch() {
 
 // clock is ten seconds later for each entry, and not before the last event.
 func (l *Ledger) clock() time.Time {
-	return Start.Add(time.Duration(len(l.steps)) * 10 * time.Second).Add(time.Duration(l.events) * time.Millisecond)
+	return Start.Add(time.Duration(len(l.steps)) * 10 * time.Second).Add(time.Duration(l.events) * time.Millisecond).Add(l.waited)
 }
+
+// Wait lets time pass without an entry.
+func (l *Ledger) Wait(d time.Duration) { l.waited += d }
 
 // Now is when the newest entry was made.
 func (l *Ledger) Now() time.Time { return l.steps[len(l.steps)-1].at }
