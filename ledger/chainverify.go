@@ -394,7 +394,11 @@ func (v *ChainVerifier) Close() {
 	v.passCuts(math.MaxUint64)
 	if n := len(v.sizes); n > 0 {
 		last := v.sizes[n-1].Size
-		v.fault(Truncated, v.counts.Size, max(last, 1)-1, [16]byte{}, fmt.Sprintf("the chain has %d leaves, it had %d", v.counts.Size, last))
+		verdict := Truncated
+		if v.counts.Leaves == 0 {
+			verdict = Missing
+		}
+		v.fault(verdict, v.counts.Size, max(last, 1)-1, [16]byte{}, fmt.Sprintf("the chain has %d leaves, it had %d", v.counts.Size, last))
 	}
 	var missing []*Fault
 	for id, all := range v.withheld {

@@ -149,7 +149,7 @@ func TestChainFaults(t *testing.T) {
 		{"contents gone", func(l []StoredLeaf) []StoredLeaf { l[50].Body, l[51].Body = nil, nil; return l }, []string{"MISSING 50..51 "}},
 		{"a hash gone", func(l []StoredLeaf) []StoredLeaf { l[50].Hash = Hash{}; return l }, []string{"MISSING 50 " + id(50)}},
 		{"the end gone", func(l []StoredLeaf) []StoredLeaf { return l[:290] }, []string{"TRUNCATED 290..300 "}},
-		{"all gone", func([]StoredLeaf) []StoredLeaf { return nil }, []string{"TRUNCATED 0..300 "}},
+		{"all gone", func([]StoredLeaf) []StoredLeaf { return nil }, []string{"MISSING 0..300 "}},
 		{"a leaf gone, the others renumbered", func(l []StoredLeaf) []StoredLeaf {
 			l = slices.Delete(l, 50, 51)
 			for i := 50; i < len(l); i++ {

@@ -201,3 +201,26 @@ func TestReportIsPrintable(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 }
+
+// A chain of which nothing is left in the tables: the map of the epoch counts it, and only who remembers it can name it.
+func TestChainGone(t *testing.T) {
+	s := newTables(t, newLedger())
+	cfg := s.config()
+	memory := cfg
+	memory.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	if r := s.verify(memory); r.Exit != verify.ExitVerified {
+		t.Fatal(r.Text())
+	}
+	gone := s.ledger.Chains[1].ID
+	for _, table := range []string{"leaves", "events"} {
+		s.exec("ALTER TABLE %s DELETE WHERE chain = unhex('%x')", table, gone)
+	}
+	const count = "MISSING: epoch 1 covers 3 chains, the tables have leaves of 2"
+	if r := s.verify(cfg); r.Exit != verify.ExitTampered || !strings.Contains(r.Text(), count) {
+		t.Error(r.Text())
+	}
+	named := fmt.Sprintf("ROLLED BACK chain %x: it had 136 leaves", gone)
+	if r := s.verify(memory); r.Exit != verify.ExitTampered || !strings.Contains(r.Text(), count) || !strings.Contains(r.Text(), named) {
+		t.Errorf("want %s: %s", named, r.Text())
+	}
+}

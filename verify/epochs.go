@@ -251,6 +251,17 @@ func (v *tableVerifier) conclude(results []*chainResult, state ledger.RootState)
 // locate names the chains that may have been written anew or cut since the last epoch that holds, unless a fault of theirs explains it.
 func (v *tableVerifier) locate(results []*chainResult, sound, at int) {
 	e := v.epochs[at]
+	there := uint64(0)
+	for _, r := range results {
+		if r.marks[at].Size > 0 {
+			there++
+		}
+	}
+	if there < e.Epoch.Chains {
+		v.report.faultf(ledger.Missing, "epoch %d covers %d chains, the tables have leaves of %d before its cut: the others are missing as a whole",
+			e.Index, e.Epoch.Chains, there)
+		return
+	}
 	var changed []*chainResult
 	for _, r := range results {
 		if r.explain > 0 {

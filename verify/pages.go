@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sync/semaphore"
@@ -68,6 +69,9 @@ func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error 
 		if errors.Is(err, errPageBytes) && asked > 1 {
 			limit = asked / 2
 			continue
+		}
+		if status, ok := errors.AsType[*statusError](err); ok && status.status == http.StatusNotFound && from == 0 {
+			return nil // it shows none of the leaves that the map counts
 		}
 		if err != nil {
 			return err

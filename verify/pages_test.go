@@ -94,3 +94,22 @@ func TestLedgerTimeout(t *testing.T) {
 		}
 	}
 }
+
+// A map that is signed counts the leaves of a chain: where the API says that there is no such chain, they are missing.
+func TestLedgerChainGone(t *testing.T) {
+	a := newAPI(t, newLedger())
+	gone := a.Ledger.Chains[1].ID
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("chain") == fmt.Sprintf("%x", gone) {
+			http.NotFound(w, r)
+			return
+		}
+		a.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	a.url = server.URL
+	want := fmt.Sprintf("MISSING chain %x sequence 0..135", gone)
+	if r := a.verify(a.config()); r.Exit != verify.ExitTampered || len(r.Faults) != 1 || short(r.Faults[0]) != want {
+		t.Errorf("want %s: %s", want, r.Text())
+	}
+}
