@@ -41,7 +41,6 @@ type acceptance struct {
 // accept checks a signed checkpoint: first by the key changes that the source names, so that what comes next is not done for anybody; then, once
 // the root log has been replayed, by those that it states, and against what is remembered. It returns nil where nothing is believed.
 func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.KeyHistory, log rootLog) (*accepted, error) {
-	a.report.Memory = a.cfg.MemoryFile
 	opened, believed := a.open(signed, named)
 	if opened == nil {
 		return nil, nil //nolint:nilnil // the report says why

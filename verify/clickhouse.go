@@ -34,7 +34,7 @@ func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error)
 	}
 	s := newStore(tables.ClickHouse, 2*cfg.Workers)
 	defer s.close()
-	v := &tableVerifier{cfg: &cfg, report: newReport("the tables of ClickHouse", cfg.MaxFaults), store: s, tables: tables}
+	v := &tableVerifier{cfg: &cfg, report: cfg.report("the tables of ClickHouse"), store: s, tables: tables}
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m, whole: true}
 	ctx, cancel := cfg.within(ctx)
 	defer cancel()

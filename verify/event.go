@@ -3,6 +3,8 @@ package verify
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 
@@ -26,10 +28,10 @@ func Event(cfg Config, path string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	r := newReport(path, cfg.MaxFaults)
+	r := cfg.report(path)
 	b, err := ledger.ParseBundle(text)
 	switch {
-	case errors.Is(err, json.ErrUnknownName):
+	case errors.Is(err, json.ErrUnknownName) && bringsTrust(err):
 		r.faultf(ledger.WrongKey, "the file has a member that a proof has no place for; keys and policies are the verifier's own: %v", err)
 		return r.finish(), nil
 	case err != nil:
@@ -59,7 +61,9 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 		Epoch: e.Index, EpochTime: e.Time,
 	}
 	r.Entries, r.Epochs = 1+uint64(len(b.Keys)), 1
-	r.Memory = a.cfg.MemoryFile
+	if !slices.ContainsFunc(result.Faults, func(f *ledger.Fault) bool { return f.Verdict != ledger.Redacted }) {
+		r.Event = proven(b, e)
+	}
 	r.notChecked("other events of the chain: the proof is of one")
 	old, _, fork := a.recallSame(c)
 	if old != nil && !fork {
@@ -68,4 +72,25 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 	if age, what := a.age(c, e); a.cfg.MaxAge > 0 && age > a.cfg.MaxAge {
 		r.faultf(ledger.Stale, "%s %s, at most %s are accepted", what, age, a.cfg.MaxAge)
 	}
+}
+
+// bringsTrust says whether the member of a bundle that is not known is one by which a proof would say whom to believe.
+func bringsTrust(err error) bool {
+	unknown, ok := errors.AsType[*json.SemanticError](err)
+	if !ok {
+		return false
+	}
+	name := strings.ToLower(unknown.JSONPointer.LastToken())
+	return slices.ContainsFunc([]string{"key", "policy", "trust", "witness", "quorum", "signer", "verifier"}, func(word string) bool {
+		return strings.Contains(name, word)
+	})
+}
+
+// proven is what a bundle that holds says.
+func proven(b *ledger.Bundle, e *ledger.Entry) *EventReport {
+	r := &EventReport{ID: b.ID, Chain: b.Chain, Sequence: b.Sequence, RecordedAt: b.RecordedAt, EpochTime: e.Time, Body: b.Body}
+	for _, d := range b.Disclosure {
+		r.Fields = append(r.Fields, FieldReport{d.Path, d.Value})
+	}
+	return r
 }

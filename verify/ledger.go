@@ -27,7 +27,7 @@ func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	v := &apiVerifier{cfg: &cfg, report: newReport(api.URL, cfg.MaxFaults), client: newClient(api), foreign: map[ledger.ChainID]bool{}}
+	v := &apiVerifier{cfg: &cfg, report: cfg.report(api.URL), client: newClient(api), foreign: map[ledger.ChainID]bool{}}
 	defer v.client.close()
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m}
 	ctx, cancel := cfg.within(ctx)

@@ -5,6 +5,7 @@ package verify
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -46,6 +47,10 @@ type Report struct {
 	Subject string `json:"subject"`
 	// Checkpoint is the one that was believed; nil where there is none.
 	Checkpoint *CheckpointReport `json:"checkpoint,omitzero"`
+	// Event is the event that a proof has proven; nil where it has not, and where more than one is verified.
+	Event *EventReport `json:"event,omitzero"`
+	// Error says why nothing was verified at all, with ExitUsage or ExitUndecided.
+	Error string `json:"error,omitempty"`
 	// Faults are the findings, the first Config.MaxFaults of them; Found counts all, by verdict. Redacted and UnsealedTail are no faults.
 	Faults []*ledger.Fault           `json:"faults"`
 	Found  map[ledger.Verdict]uint64 `json:"found"`
@@ -58,8 +63,9 @@ type Report struct {
 	Leaves  uint64 `json:"leaves"`
 	Entries uint64 `json:"log_entries"`
 	Epochs  uint64 `json:"epochs"`
-	// Memory is the file that the checkpoint was compared with and is remembered in; empty where there was none.
-	Memory string `json:"memory,omitempty"`
+	// Memory is the file that the checkpoint is compared with and remembered in; NoMemory says that there is none.
+	Memory   string `json:"memory,omitempty"`
+	NoMemory bool   `json:"no_memory"`
 	// Evidence are the files that prove a fork.
 	Evidence []string `json:"evidence,omitempty"`
 
@@ -98,6 +104,42 @@ type BehindReport struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// EventReport is what was proven of one event.
+type EventReport struct {
+	ID         string         `json:"id"`
+	Chain      ledger.ChainID `json:"chain"`
+	Sequence   uint64         `json:"sequence"`
+	RecordedAt string         `json:"recorded_at"`
+	// EpochTime is when the epoch was made that covers it.
+	EpochTime time.Time `json:"epoch_time"`
+	// Body is canonical JSON as text. Of a redacted event there are Fields instead.
+	Body   string        `json:"body,omitempty"`
+	Fields []FieldReport `json:"fields,omitempty"`
+}
+
+// FieldReport is a field of a redacted event: an RFC 6901 pointer, and the value as canonical JSON; nil where it was erased.
+type FieldReport struct {
+	Path  string  `json:"path"`
+	Value *string `json:"value"`
+}
+
+// Failed is the report of a verification that could not begin, or came to an end without a result.
+func Failed(err error) *Report {
+	r := newReport("", 0)
+	r.Error, r.Exit = err.Error(), ExitUndecided
+	if errors.Is(err, ErrUsage) {
+		r.Exit = ExitUsage
+	}
+	return r
+}
+
+// report begins the report of a run.
+func (c *Config) report(subject string) *Report {
+	r := newReport(subject, c.MaxFaults)
+	r.Memory, r.NoMemory = c.MemoryFile, c.MemoryFile == ""
+	return r
+}
+
 func newReport(subject string, maxFaults int) *Report {
 	return &Report{
 		Subject: subject, Faults: []*ledger.Fault{}, Found: map[ledger.Verdict]uint64{}, Undecided: []string{}, NotChecked: []string{},
@@ -111,8 +153,11 @@ func (r *Report) fault(f *ledger.Fault) {
 	defer r.mu.Unlock()
 	r.Found[f.Verdict]++
 	f.Detail, f.EventID = shortened(f.Detail), shortened(f.EventID)
-	if len(r.Faults) < r.maxFaults {
-		r.Faults = append(r.Faults, f)
+	// Which of too many are listed does not depend on who was first.
+	if r.Faults = append(r.Faults, f); len(r.Faults) >= 2*r.maxFaults {
+		slices.SortFunc(r.Faults, compareFaults)
+		clear(r.Faults[r.maxFaults:])
+		r.Faults = r.Faults[:r.maxFaults]
 	}
 }
 
@@ -206,7 +251,8 @@ func (r *Report) finish() *Report {
 			r.Level = TamperEvident
 		}
 	}
-	slices.SortStableFunc(r.Faults, compareFaults)
+	slices.SortFunc(r.Faults, compareFaults)
+	r.Faults = r.Faults[:min(len(r.Faults), r.maxFaults)]
 	r.Faults = slices.CompactFunc(r.Faults, func(a, b *ledger.Fault) bool {
 		same := sameFault(a, b)
 		if same {
@@ -214,6 +260,9 @@ func (r *Report) finish() *Report {
 		}
 		return same
 	})
+	slices.Sort(r.Undecided)
+	slices.Sort(r.NotChecked)
+	slices.Sort(r.Notes)
 	return r
 }
 
@@ -223,24 +272,26 @@ func sameFault(a, b *ledger.Fault) bool {
 		*a.Sequence == *b.Sequence && a.Last == nil && b.Last == nil && a.EventID == b.EventID && a.Verdict != ledger.Duplicate
 }
 
-// compareFaults orders findings by chain and sequence, those of no chain first.
+// compareFaults orders findings by chain, sequence and all else that they say; those without a place first.
 func compareFaults(a, b *ledger.Fault) int {
+	var none ledger.ChainID
+	chainA, chainB := cmp.Or(a.Chain, &none), cmp.Or(b.Chain, &none)
+	return cmp.Or(
+		slices.Compare(chainA[:], chainB[:]), comparePlaces(a.Sequence, b.Sequence), cmp.Compare(a.Verdict, b.Verdict), comparePlaces(a.Last, b.Last),
+		cmp.Compare(a.EventID, b.EventID), cmp.Compare(a.Detail, b.Detail),
+	)
+}
+
+func comparePlaces(a, b *uint64) int {
 	switch {
-	case a.Chain == nil || b.Chain == nil:
-		if (a.Chain == nil) != (b.Chain == nil) {
-			if a.Chain == nil {
-				return -1
-			}
-			return 1
-		}
-	case *a.Chain != *b.Chain:
-		return slices.Compare(a.Chain[:], b.Chain[:])
-	}
-	switch {
-	case a.Sequence == nil || b.Sequence == nil:
+	case a == nil && b == nil:
 		return 0
+	case a == nil:
+		return -1
+	case b == nil:
+		return 1
 	default:
-		return cmp.Compare(*a.Sequence, *b.Sequence)
+		return cmp.Compare(*a, *b)
 	}
 }
 
@@ -258,6 +309,20 @@ func (r *Report) Text() string {
 	section(&b, "note", r.Notes)
 	for _, path := range r.Evidence {
 		fmt.Fprintf(&b, "evidence: %s\n", path)
+	}
+	if e := r.Event; e != nil {
+		fmt.Fprintf(&b, "event %s: chain %x sequence %d\n  recorded at %s, covered by the epoch of %s\n", oneLine(e.ID), e.Chain, e.Sequence, oneLine(e.RecordedAt),
+			e.EpochTime.UTC().Format(time.RFC3339))
+		if e.Body != "" {
+			fmt.Fprintf(&b, "  body %s\n", oneLine(e.Body))
+		}
+		for _, f := range e.Fields {
+			value := "erased"
+			if f.Value != nil {
+				value = *f.Value
+			}
+			fmt.Fprintf(&b, "  %s %s\n", oneLine(f.Path), oneLine(value))
+		}
 	}
 	if c := r.Checkpoint; c != nil {
 		fmt.Fprintf(&b, "checkpoint: %s size %d root %x\n  signed by %s, witnesses: %d", c.Origin, c.Size, c.Root, c.Key, len(c.Witnesses))

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -98,6 +99,9 @@ func run(args []string) int {
 		code := exitUsage
 		if args[0] == "verify" {
 			code = verify.ExitUsage
+			if slices.Contains(args, "--json") {
+				_ = printReport(os.Stdout, verify.Failed(fmt.Errorf("%w: %w", verify.ErrUsage, err))) // stderr has it too
+			}
 		}
 		return fail(code, "error: %v\nimmutable --help lists the commands, and immutable COMMAND --help its flags.", err)
 	}

@@ -57,26 +57,37 @@ func (f *verifyFlags) config() (verify.Config, error) {
 	return cfg, nil
 }
 
-// print prints a report, and returns its exit code as an error.
-func (f *verifyFlags) print(p *process, r *verify.Report, err error) error {
-	if err != nil {
-		return err
+// print prints a report, and returns its exit code as an error. As JSON there is a report of an error too.
+func (f *verifyFlags) print(p *process, r *verify.Report, failed error) error {
+	if failed != nil && !f.JSON {
+		return failed
 	}
+	if failed != nil {
+		r = verify.Failed(failed)
+	}
+	var err error
 	if f.JSON {
-		e := json.NewEncoder(p.stdout)
-		e.SetIndent("", "  ")
-		e.SetEscapeHTML(false)
-		err = e.Encode(r)
+		err = printReport(p.stdout, r)
 	} else {
 		_, err = io.WriteString(p.stdout, r.Text())
 	}
 	if err != nil {
 		return fmt.Errorf("writing what was found: %w", err)
 	}
+	if failed != nil {
+		return failed
+	}
 	if r.Exit != verify.ExitVerified {
 		return &exitError{code: r.Exit}
 	}
 	return nil
+}
+
+func printReport(w io.Writer, r *verify.Report) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(r)
 }
 
 type verifyEventCmd struct {
@@ -89,7 +100,7 @@ type verifyEventCmd struct {
 func (c *verifyEventCmd) Run(p *process) error {
 	cfg, err := c.config()
 	if err != nil {
-		return err
+		return c.print(p, nil, err)
 	}
 	cfg.MaxAge = c.MaxAge
 	r, err := verify.Event(cfg, c.File)
@@ -109,7 +120,7 @@ type verifyLedgerCmd struct {
 func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
 	cfg, err := c.config()
 	if err != nil {
-		return err
+		return c.print(p, nil, err)
 	}
 	cfg.MaxAge, cfg.Timeout, cfg.Epochs, cfg.Progress = c.MaxAge, c.Timeout, c.Epochs, progress(p.stderr)
 	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
@@ -132,7 +143,7 @@ type verifyClickHouseCmd struct {
 func (c *verifyClickHouseCmd) Run(ctx context.Context, p *process) error {
 	cfg, err := c.verifyFlags.config()
 	if err != nil {
-		return err
+		return c.print(p, nil, err)
 	}
 	cfg.MaxAge, cfg.Timeout, cfg.Epochs, cfg.Settle, cfg.Progress = c.MaxAge, c.Timeout, c.Epochs, c.Settle, progress(p.stderr)
 	r, err := verify.ClickHouse(ctx, cfg, verify.Tables{
