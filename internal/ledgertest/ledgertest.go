@@ -36,6 +36,10 @@ type Key struct {
 	private ed25519.PrivateKey
 	// At is the time of a witness's cosignatures.
 	At time.Time
+	// Of, where set, is a key whose name and hash the signatures claim.
+	Of *Key
+	// Instead, where set, is what is signed in place of a text.
+	Instead func(text []byte) []byte
 }
 
 // NewKey returns the same key for the same name and seed.
@@ -63,12 +67,18 @@ func (k Key) Name() string { return k.name }
 
 // KeyHash implements note.Signer.
 func (k Key) KeyHash() uint32 {
+	if k.Of != nil {
+		return k.Of.KeyHash()
+	}
 	h := sha256.Sum256(slices.Concat([]byte(k.name), []byte("\n"), k.material()))
 	return binary.BigEndian.Uint32(h[:])
 }
 
 // Sign implements note.Signer.
 func (k Key) Sign(text []byte) ([]byte, error) {
+	if k.Instead != nil {
+		text = k.Instead(text)
+	}
 	if k.At.IsZero() {
 		return ed25519.Sign(k.private, text), nil
 	}

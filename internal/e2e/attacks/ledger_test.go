@@ -113,6 +113,18 @@ func TestLedger(t *testing.T) {
 		{"17 an epoch proven at another index", func(s *ledgertest.Server) {
 			s.Spoil = spoil("/ledger/chains", replace(`index 6\n`, `index 5\n`))
 		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"INVALID PROOF "} }},
+		{"12 one chain with two values in one epoch", func(s *ledgertest.Server) {
+			// The map has one place for a chain: the second value finds none.
+			other := rewritten()
+			s.Spoil = spoil("/ledger/chains", replace(fmt.Sprintf("%x", first(s.Ledger).Root(101)), fmt.Sprintf("%x", other.Chains[0].Root(101))))
+			first(s.Ledger).Leaves = other.Chains[0].Leaves
+		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"INVALID PROOF chain"} }},
+		{"17 a chain's size that overflows", func(s *ledgertest.Server) {
+			s.Spoil = spoil("/ledger/chains", replace(`"size":101`, `"size":18446744073709551615`))
+		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"INVALID PROOF chain"} }},
+		{"17 a number that does not fit", func(s *ledgertest.Server) {
+			s.Spoil = spoil("/ledger/chains", replace(`"size":101`, `"size":18446744073709551616`))
+		}, verify.ExitTampered, func(*ledgertest.Chain) []string { return []string{"INVALID PROOF "} }},
 		{"20 a value withheld", func(s *ledgertest.Server) { first(s.Ledger).Leaves[30].Erase("/metadata/old_value") }, verify.ExitUndecided, func(c *ledgertest.Chain) []string {
 			return []string{at(ledger.Withheld, c, "30")}
 		}},
@@ -211,6 +223,24 @@ func TestHistories(t *testing.T) {
 	}
 }
 
+// TestTwoAuditors: attack 12. Each of two auditors is shown a tree of the same size, signed by the same key, and each verifies. Once they compare, by what
+// either remembers, the log is convicted.
+func TestTwoAuditors(t *testing.T) {
+	t.Parallel()
+	one, two := serve(t, newServer(newLedger())), serve(t, newServer(rewritten()))
+	a, b := newAuditor(t), newAuditor(t)
+	a.memory, b.memory = true, true
+	a.run(one...).want(t, verify.ExitVerified)
+	b.run(two...).want(t, verify.ExitVerified)
+	for _, r := range []*result{a.run(two...), b.run(one...)} {
+		r.want(t, verify.ExitTampered, "FORKED ")
+		if len(r.Evidence) != 1 {
+			t.Fatal(r.output)
+		}
+		checkEvidence(t, r.Evidence[0])
+	}
+}
+
 // checkEvidence: both checkpoints are signed by keys of the log, and neither is the beginning of the other.
 func checkEvidence(t *testing.T, path string) {
 	t.Helper()
@@ -256,6 +286,14 @@ func TestKeysAndWitnesses(t *testing.T) {
 	one, two := ledgertest.NewWitness("one.example", 11), ledgertest.NewWitness("two.example", 12)
 	future := two
 	future.At = time.Now().Add(time.Hour)
+	// It claims the name and the four bytes that the believed key has.
+	sameHash := ledgertest.NewKey(ledgertest.Origin, 3)
+	believed := ledgertest.NewKey(ledgertest.Origin, 2)
+	sameHash.Of = &believed
+	elsewhere := two
+	elsewhere.Instead = func(text []byte) []byte {
+		return bytes.Replace(text, []byte(ledgertest.Origin), []byte("example.com/other"), 1)
+	}
 	policy := []string{"log " + key, "witness one " + one.Verifier(), "witness two " + two.Verifier(), "group both all one two", "quorum both"}
 	signed := func(signers []ledgertest.Key, cosigners ...ledgertest.Key) *ledgertest.Ledger {
 		l := newLedger()
@@ -273,6 +311,9 @@ func TestKeysAndWitnesses(t *testing.T) {
 	}{
 		{"14 another key", signed([]ledgertest.Key{ledgertest.NewKey("example.com/other", 3)}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"14 another key of the same name", signed([]ledgertest.Key{ledgertest.NewKey(ledgertest.Origin, 3)}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
+		{"14 another key of the same name and hash", signed([]ledgertest.Key{sameHash}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
+		{"14 another key of the same name and hash, before the believed one", signed([]ledgertest.Key{sameHash, believed}), nil, verify.ExitNotTrusted, "",
+			[]string{"WRONG KEY "}},
 		{"15 a new size with the old key", signed([]ledgertest.Key{ledgertest.NewKey(ledgertest.Origin, 1)}), nil, verify.ExitNotTrusted, "", []string{"KEY OUT OF RANGE "}},
 		{"15 an old size with a new key", func() *ledgertest.Ledger {
 			l := ledgertest.New()
@@ -286,6 +327,7 @@ func TestKeysAndWitnesses(t *testing.T) {
 		{"both witnesses", signed(nil, one, two), policy, verify.ExitVerified, verify.TamperEvident, nil},
 		{"19 one witness", signed(nil, one), policy, verify.ExitNotTrusted, "", []string{"QUORUM NOT MET "}},
 		{"19 one witness twice", signed(nil, one, one), policy, verify.ExitNotTrusted, "", []string{"QUORUM NOT MET "}},
+		{"19 a cosignature of another log", signed(nil, one, elsewhere), policy, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"19 a witness from the future", signed(nil, one, future), policy, verify.ExitNotTrusted, "", []string{"QUORUM NOT MET "}},
 		{"19 a witness of another name", signed(nil, one, ledgertest.NewWitness("three.example", 12)), policy, verify.ExitNotTrusted, "", []string{"QUORUM NOT MET "}},
 	} {
@@ -298,9 +340,29 @@ func TestKeysAndWitnesses(t *testing.T) {
 			}
 		})
 	}
-	// A witness that the trust file names twice would count twice: the file is refused.
-	twice := []string{"log " + key, "witness one " + one.Verifier(), "witness two " + one.Verifier(), "group both all one two", "quorum both"}
-	newAuditor(t, twice...).run(serve(t, newServer(newLedger()))...).want(t, verify.ExitUsage)
+}
+
+// TestTrustFiles: what would let one key count twice, or pass for another, is refused.
+func TestTrustFiles(t *testing.T) {
+	t.Parallel()
+	log, another := ledgertest.NewKey(ledgertest.Origin, 1).Verifier(), ledgertest.NewKey(ledgertest.Origin, 3)
+	one, alias := ledgertest.NewWitness("one.example", 11).Verifier(), ledgertest.NewWitness("alias.example", 11).Verifier()
+	believed := ledgertest.NewKey(ledgertest.Origin, 1)
+	another.Of = &believed
+	quorum := []string{"group both all one two", "quorum both"}
+	for name, lines := range map[string][]string{
+		"14 a key under the hash of another":       {another.Verifier()},
+		"19 a witness twice":                       append([]string{"log " + log, "witness one " + one, "witness two " + one}, quorum...),
+		"19 a witness twice under two names":       append([]string{"log " + log, "witness one " + one, "witness two " + alias}, quorum...),
+		"19 a witness twice in a group":            {"log " + log, "witness one " + one, "group both all one one", "quorum both"},
+		"19 a quorum of a witness that is unknown": {"log " + log, "witness one " + one, "quorum two"},
+		"27 no log":                                {"witness one " + one, "quorum one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			newAuditor(t, lines...).run(serve(t, newServer(newLedger()))...).want(t, verify.ExitUsage)
+		})
+	}
 }
 
 // TestCheckpointForms: attack 18.

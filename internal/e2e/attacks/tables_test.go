@@ -227,6 +227,20 @@ func TestTables(t *testing.T) {
 			s.exec("ALTER TABLE events UPDATE body = '%s', disclosure = '%s', seed = unhex(repeat('00', 16)), metadata = mapFilter((k, v) -> k != 'old_value', metadata) WHERE CHAIN AND sequence = 30",
 				leaf.Body, text)
 		}, func(c *ledgertest.Chain) []string { return []string{at(ledger.Withheld, c, "30")} }},
+		{"20 values erased under a redaction of another event, and of another path", func(s *tables) {
+			l := newLedger()
+			c := l.Chains[0]
+			l.Redact(c, 31, "/metadata/old_value")
+			l.Redact(c, 32, "/metadata/old_value")
+			l.Epoch()
+			whole := newLedger().Chains[0].Leaves[32]
+			c.Leaves[32].Body, c.Leaves[32].Seed, c.Leaves[32].Disclosure = whole.Body, whole.Seed, nil
+			c.Leaves[30].Erase("/metadata/old_value")
+			c.Leaves[32].Erase("/actor_id")
+			s.write(l)
+		}, func(c *ledgertest.Chain) []string {
+			return []string{at(ledger.Withheld, c, "30"), at(ledger.Redacted, c, "31"), at(ledger.Withheld, c, "32")}
+		}},
 		{"22 a body that is not canonical", func(s *tables) {
 			s.update("events", change{30, "body", `replace(body, '"action":', '"action": ')`}, change{32, "body", `replace(body, '"actor_id"', '"actor\\u005fid"')`},
 				change{34, "body", `replace(body, '[1,true', '[-0,true')`})
