@@ -37,7 +37,7 @@ func TestMemoryIsShared(t *testing.T) {
 	for i := range 12 {
 		origin := fmt.Sprintf("example.com/%d", i)
 		origins = append(origins, origin)
-		l := ledgertest.NewLog(origin)
+		l := ledgertest.NewOf(ledgertest.NewKey(origin, 1))
 		l.Events(l.Chain(1, 1, 0, 1), 3)
 		l.Epoch()
 		run(l, origin, 1)

@@ -138,6 +138,8 @@ type Ledger struct {
 	Checkpoints map[uint64][]byte
 	// Signers of checkpoints instead of the current key, and Cosigners with it.
 	Signers, Cosigners []Key
+	// Alter, where set, changes an entry of the root log before it is entered and signed.
+	Alter func(*ledger.Entry)
 
 	origin string
 	waited time.Duration
@@ -152,13 +154,13 @@ type Ledger struct {
 }
 
 // New returns a ledger with one key, that of seed 1.
-func New() *Ledger { return NewLog(Origin) }
+func New() *Ledger { return NewOf(NewKey(Origin, 1)) }
 
-// NewLog returns a ledger whose log has another origin.
-func NewLog(origin string) *Ledger {
-	l := &Ledger{origin: origin}
+// NewOf returns a ledger with one key, whose name is the log's origin.
+func NewOf(key Key) *Ledger {
+	l := &Ledger{origin: key.name}
 	l.reset()
-	l.Rotate(NewKey(origin, 1))
+	l.Rotate(key)
 	return l
 }
 
@@ -349,6 +351,9 @@ func (l *Ledger) enter(s step) {
 		l.keys = append(l.keys, *s.key)
 	} else {
 		e.Epoch = l.epoch(s)
+	}
+	if l.Alter != nil {
+		l.Alter(e)
 	}
 	text, err := e.Encode()
 	if err != nil {

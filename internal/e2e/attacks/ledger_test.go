@@ -356,7 +356,7 @@ func TestTrustFiles(t *testing.T) {
 		"19 a witness twice under two names":       append([]string{"log " + log, "witness one " + one, "witness two " + alias}, quorum...),
 		"19 a witness twice in a group":            {"log " + log, "witness one " + one, "group both all one one", "quorum both"},
 		"19 a quorum of a witness that is unknown": {"log " + log, "witness one " + one, "quorum two"},
-		"27 no log":                                {"witness one " + one, "quorum one"},
+		"27 no log": {"witness one " + one, "quorum one"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,8 +27,11 @@ import (
 var (
 	binaryDir string
 	binary    = sync.OnceValues(func() (string, error) {
+		if path := os.Getenv(binaryVariable); path != "" {
+			return path, nil
+		}
 		path := filepath.Join(binaryDir, "immutable")
-		cmd := exec.Command("go", "build", "-o", path, "-overlay="+os.Getenv(overlayVariable), "./cmd/immutable")
+		cmd := exec.Command("go", "build", "-o", path, "./cmd/immutable")
 		cmd.Dir = "../../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -107,6 +111,9 @@ func (a *auditor) run(args ...string) *result {
 		all = append(all, "--max-age=0")
 	}
 	cmd := exec.CommandContext(a.t.Context(), path, all...)
+	if dir := os.Getenv(reachedDirVariable); dir != "" {
+		cmd.Env = append(os.Environ(), reachedVariable+"="+filepath.Join(dir, url.PathEscape(a.t.Name())))
+	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	r := &result{}
