@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -115,7 +116,7 @@ func TestBundleThatDoesNotHold(t *testing.T) {
 		{"recorded_at", func(b *Bundle) { b.RecordedAt = strings.Replace(b.RecordedAt, "2026", "2025", 1) }, Modified, "not in the chain's tree"},
 		{"kind", func(b *Bundle) { b.Kind = KindNote }, Modified, ""},
 		{"event id", func(b *Bundle) { b.ID = c.leaves[1].ID }, Modified, ""},
-		{"field count", func(b *Bundle) { b.FieldCount++ }, Modified, ""},
+		{"field count", func(b *Bundle) { b.FieldCount++ }, Modified, "the body gives root"},
 		{"input offset", func(b *Bundle) { b.Offset++ }, Modified, ""},
 		{"body root", func(b *Bundle) { b.BodyRoot[0] ^= 1 }, Modified, ""},
 		{"another index", func(b *Bundle) { b.Sequence++ }, Modified, ""},
@@ -151,6 +152,8 @@ func TestBundleThatDoesNotHold(t *testing.T) {
 		{"no body", func(b *Bundle) { b.Body = "" }, InvalidProof, "want body and seed, or disclosure"},
 		{"body and disclosure", func(b *Bundle) { b.Disclosure = []Disclosure{{}} }, InvalidProof, "want body and seed, or disclosure"},
 		{"an id that is none", func(b *Bundle) { b.ID = strings.ToUpper(b.ID) }, InvalidProof, "want a UUID in lower case"},
+		{"a time in another form", func(b *Bundle) { b.RecordedAt = strings.Replace(b.RecordedAt, ".", ",", 1) }, InvalidProof, "recorded_at"},
+		{"too many key changes", func(b *Bundle) { b.Keys = slices.Repeat(b.Keys[:1], maxKeyChanges+1) }, InvalidProof, "1001 key changes, want 1 to 1000"},
 		{"a time that is none", func(b *Bundle) { b.RecordedAt = "yesterday" }, InvalidProof, "recorded_at"},
 		{"signed by a stranger of the same name", func(b *Bundle) { *b = *l.bundle(t, c, sequence, stranger) }, WrongKey, "checkpoint of size 6"},
 		{"signed by the key before", func(b *Bundle) { *b = *l.bundle(t, c, sequence, l.keys[0]) }, KeyOutOfRange, "signs up to size 3"},
@@ -211,13 +214,23 @@ func TestRedactedBundle(t *testing.T) {
 	l := newTestLog(t)
 	c, other := l.chain(t), l.chain(t)
 	target, beside := c.event(t, KindEvent, testBody).ID, c.event(t, KindEvent, testBody).ID
+	// The test log's ids are known beforehand.
+	const late = 4
+	lateID := uuid.NewSHA1(uuid.UUID(c.Chain), fmt.Append(nil, late)).String()
 	elsewhere := other.event(t, KindEvent, testBody).ID
 	redaction := func(c *testChainLog, id string, paths ...string) uint64 {
 		c.event(t, KindRedaction, fmt.Sprintf(`{"action":"event.redacted","actor_id":"key:1","metadata":{"event_id":%q,"paths":["%s"]}}`,
 			id, strings.Join(paths, `","`)))
 		return c.Size - 1
 	}
+	tooEarly := redaction(c, lateID, "/metadata/old_value")
+	if id := c.event(t, KindEvent, testBody).ID; id != lateID {
+		t.Fatalf("event %s, want %s", id, lateID)
+	}
 	right := redaction(c, target, "/metadata/old_value")
+	// What anybody can send: an event that says what a redaction says.
+	c.event(t, KindEvent, fmt.Sprintf(`{"action":"event.redacted","actor_id":"key:1","metadata":{"event_id":%q,"paths":["/metadata/old_value"]}}`, target))
+	pretended := c.Size - 1
 	ofBeside := redaction(c, beside, "/metadata/old_value")
 	ofPath := redaction(c, target, "/metadata/new_value")
 	ofAction := redaction(c, target, "/action", "/occurred_at")
@@ -248,6 +261,8 @@ func TestRedactedBundle(t *testing.T) {
 		{"of another event", withRedactions(1, c, ofBeside), []Verdict{Withheld, Withheld}},
 		{"of another path", withRedactions(1, c, ofPath), []Verdict{Withheld}},
 		{"an event that is no redaction", withRedactions(1, c, 2), []Verdict{Withheld, Withheld}},
+		{"an event that says what a redaction says", withRedactions(1, c, pretended), []Verdict{Withheld, Withheld}},
+		{"before the event", withRedactions(late, c, tooEarly), []Verdict{Withheld, Withheld}},
 		{"in another chain", withRedactions(1, other, inOther), []Verdict{CrossChain, Modified, Withheld}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -260,6 +275,22 @@ func TestRedactedBundle(t *testing.T) {
 	forged.Redactions[0].Body = strings.Replace(forged.Redactions[0].Body, beside, target, 1)
 	if found, all := verdicts(t, forged, trust); !slices.Equal(found, []Verdict{Modified, Withheld}) {
 		t.Errorf("a forged redaction: found:\n%s", all)
+	}
+}
+
+func TestParseRedaction(t *testing.T) {
+	const id = "00000000-0000-4000-8000-000000000000"
+	for _, body := range []string{
+		"", "[]", `{"metadata":[]}`, `{"metadata":{"event_id":1,"paths":["/a"]}}`, `{"metadata":{"event_id":"` + id + `"}}`,
+		`{"metadata":{"event_id":"` + id + `","paths":[]}}`, `{"metadata":{"paths":["/a"]}}`, `{}`,
+	} {
+		if r, err := ParseRedaction([]byte(body)); err == nil {
+			t.Errorf("%s: %+v", body, r)
+		}
+	}
+	r, err := ParseRedaction([]byte(`{"action":"x","metadata":{"event_id":"` + id + `","paths":["/a"]}}`))
+	if err != nil || r.EventID != id || !slices.Equal(r.Paths, []string{"/a"}) {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 
@@ -323,6 +354,7 @@ func TestParseBundle(t *testing.T) {
 		{"another format", strings.Replace(string(text), bundleFormat, "immutable/proof/9", 1), `want "immutable/proof/1"`},
 		{"a sequence of 2^64", strings.Replace(string(text), `"sequence": 1`, `"sequence": 18446744073709551616`, 1), "sequence"},
 		{"a hash in capitals", strings.Replace(string(text), c.Chain.text(), strings.ToUpper(c.Chain.text()), 1), "lower-case"},
+		{"a hash that is none", strings.Replace(string(text), c.Chain.text(), "g"+c.Chain.text()[1:], 1), "invalid byte"},
 		{"a short hash", strings.Replace(string(text), c.Chain.text(), c.Chain.text()[2:], 1), "want 16 bytes"},
 		{"too large", strings.Repeat(" ", MaxBundleBytes+1), "at most"},
 		{"nothing", "", "EOF"},

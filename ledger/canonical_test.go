@@ -47,6 +47,16 @@ func TestFields(t *testing.T) {
 	}
 }
 
+// manyFields is a body of n fields.
+func manyFields(n int) string {
+	b := []byte("{")
+	for i := range n {
+		b = fmt.Appendf(b, `"%05d":1,`, i)
+	}
+	b[len(b)-1] = '}'
+	return string(b)
+}
+
 func TestFieldsOfWhatIsNotCanonical(t *testing.T) {
 	for _, tc := range []struct{ body, want string }{
 		{``, `byte 0: want '{'`},
@@ -56,7 +66,9 @@ func TestFieldsOfWhatIsNotCanonical(t *testing.T) {
 		{`{ "a":1}`, `byte 1: want '"'`},
 		{`{"a":1,"metadata":{}}`, `byte 19: metadata without members has to be left out`},
 		{`{"a": 1}`, `byte 5: want a value`},
+		{`{"a"1}`, `byte 4: want ':'`},
 		{`{"a":1`, `byte 6: want ','`},
+		{manyFields(1 << 16), `65536 fields, at most 65535 are possible`},
 		{`{"a":1,}`, `byte 7: want '"'`},
 		{`{"a":[1,]}`, `byte 8: want a value`},
 		{`{"a":[1 ,2]}`, `byte 7: want ','`},

@@ -209,6 +209,29 @@ func TestChainFaults(t *testing.T) {
 		}, []string{"INSERTED 50 " + id(60)}},
 		{"a leaf twice", func(l []StoredLeaf) []StoredLeaf { return slices.Insert(l, 50, l[50]) }, []string{"DUPLICATE 50 " + id(50)}},
 		{"a leaf three times", func(l []StoredLeaf) []StoredLeaf { return slices.Insert(l, 50, l[50], l[50]) }, []string{"DUPLICATE 50 ", "DUPLICATE 50 "}},
+		{"a changed leaf twice", func(l []StoredLeaf) []StoredLeaf {
+			l[50].RecordedAt++
+			return slices.Insert(l, 50, l[50])
+		}, []string{"DUPLICATE 50 ", "MODIFIED 50 "}},
+		{"another leaf of the sequence under the same hash", func(l []StoredLeaf) []StoredLeaf {
+			l = slices.Insert(l, 51, l[50])
+			l[51].RecordedAt++
+			return l
+		}, []string{"INSERTED 50 "}},
+		{"a leaf again under another hash", func(l []StoredLeaf) []StoredLeaf {
+			l = slices.Insert(l, 51, l[50])
+			l[51].Hash[0] ^= 1
+			return l
+		}, []string{"INSERTED 50 "}},
+		{"a leaf again, later", func(l []StoredLeaf) []StoredLeaf { return slices.Insert(l, 60, l[50]) }, []string{"REORDERED 50 "}},
+		{"a genesis with a body", func(l []StoredLeaf) []StoredLeaf { l[0].Body = []byte(testBody); return l }, []string{"MODIFIED 0 "}},
+		{"a genesis with a seed", func(l []StoredLeaf) []StoredLeaf { l[0].Seed[0]++; return l }, []string{"MODIFIED 0 "}},
+		{"a genesis with a disclosure", func(l []StoredLeaf) []StoredLeaf { l[0].Disclosure = []Disclosure{}; return l }, []string{"MODIFIED 0 "}},
+		{"a disclosure out of order", func(l []StoredLeaf) []StoredLeaf {
+			withhold(t, &l[50])
+			slices.Reverse(l[50].Disclosure)
+			return l
+		}, []string{"NON-CANONICAL 50 "}},
 		{"a leaf of another chain", func(l []StoredLeaf) []StoredLeaf {
 			f := foreign.stored(t)[55]
 			f.Chain, f.Sequence = c.Chain, 50

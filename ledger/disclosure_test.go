@@ -61,6 +61,7 @@ func TestDisclosureOfAnotherBody(t *testing.T) {
 	}{
 		{"an erased field is back", testBody, ErrDisclosure, `"/metadata/old_value", which was erased`},
 		{"a field is missing", strings.Replace(body, `,"actor_id":"usr_1"`, "", 1), ErrDisclosure, `lacks "/actor_id"`},
+		{"all fields from one on are missing", `{"action":"config.updated"}`, ErrDisclosure, `lacks "/actor_id"`},
 		{"a field more in between", strings.Replace(body, `"metadata"`, `"actor_name":"x","metadata"`, 1), ErrDisclosure, `another field before it`},
 		{"a field more at the end", strings.Replace(body, `Z"}`, `Z","version":1}`, 1), ErrDisclosure, `"/version", which it does not know`},
 		{"not canonical", body + " ", ErrNotCanonical, "byte"},

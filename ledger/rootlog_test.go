@@ -60,6 +60,7 @@ func TestEntryThatIsNone(t *testing.T) {
 		{"a time with fewer digits", strings.Replace(epoch, `.000000Z`, `.000Z`, 1)},
 		{"a time that is not in UTC", strings.Replace(epoch, `.000000Z`, `.000000+00:00`, 1)},
 		{"an index above 2^53", strings.Replace(epoch, `"index":1`, `"index":9007199254740992`, 1)},
+		{"65537 partitions", strings.Replace(epoch, `"positions":"`, `"positions":"`+strings.Repeat("00", 8<<16), 1)},
 		{"a number with a point", strings.Replace(epoch, `"index":1`, `"index":1.0`, 1)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -142,6 +143,7 @@ func TestKeyHistory(t *testing.T) {
 		{"of another key", 1, &Entry{Index: 7, Key: change(third, KeyChangeText(testOrigin, 7, second.vkey()), l.keys[0])}, "for another key change"},
 		{"of another log", 1, &Entry{Index: 7, Key: change(ofAnother, KeyChangeText(testOrigin, 7, ofAnother.vkey()), l.keys[0])}, `key of "example.com/other"`},
 		{"before the last", 2, &Entry{Index: 1, Key: change(third, KeyChangeText(testOrigin, 1, third.vkey()), second)}, "comes after key change 2"},
+		{"a key with a line break", 1, &Entry{Index: 7, Key: &KeyChange{VerifierKey: second.vkey()[:len(second.vkey())-4] + "\n" + second.vkey()[len(second.vkey())-4:]}}, "white space"},
 		{"no key", 1, &Entry{Index: 7, Key: &KeyChange{VerifierKey: "x"}}, "want NAME+HASH+KEY"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

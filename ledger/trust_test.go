@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 func TestParseTrust(t *testing.T) {
@@ -47,6 +49,8 @@ func TestParseTrust(t *testing.T) {
 		{"a log's key for a witness's", "log " + log + "\nwitness a " + notAWitness.vkey() + "\nquorum a", "not that of a cosignature key"},
 		{"another hash", "log " + log + "\nwitness a " + wrongHash + "\nquorum a", "not that of a cosignature key"},
 		{"a key that is none", "log x+y+z\nquorum none", "want NAME+HASH+KEY"},
+		{"a witness's key that is none", "log " + log + "\nwitness a x+y+z\nquorum a", "want NAME+HASH+KEY of a cosignature"},
+		{"threshold x", "log " + log + "\nwitness a " + a.vkey() + "\ngroup g x a\nquorum g", "want any, all, or 1 to 1"},
 		{"another keyword", "log " + log + "\nmonitor x\nquorum none", "line 2: \"monitor x\": want"},
 		{"a private key", "PRIVATE+KEY+" + log, "want NAME+HASH+KEY"},
 		{"too many lines", "log " + log + "\nquorum none" + strings.Repeat("\n", maxTrustLines) + "witness a " + a.vkey(), "more than 1000 lines"},
@@ -134,6 +138,19 @@ func TestOpenBelievesNobodyElse(t *testing.T) {
 				t.Errorf("fault %v, want %s", f, tc.want)
 			}
 		})
+	}
+	// Another log of the same origin, which states its own key from the beginning.
+	stranger := newTestKey(testOrigin, 5)
+	own, err := note.Sign(&note.Note{Text: KeyChangeText(testOrigin, 0, stranger.vkey())}, stranger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var forged KeyHistory
+	if err := forged.Append(testOrigin, &Entry{Key: &KeyChange{VerifierKey: stranger.vkey(), Signature: string(own)}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, f := trust.Open(l.checkpoint(t, 1, stranger), forged, testStart); f == nil || f.Verdict != WrongKey {
+		t.Errorf("a log that states its own key: %v", f)
 	}
 	if o, f := trust.Open(l.checkpoint(t, 1, trusted, newTestKey("unknown.example", 6)), nil, testStart); f != nil || o.Key != keyID(trusted.verifier(t)) {
 		t.Errorf("beside an unknown signature: %+v, %v", o, f)
