@@ -371,6 +371,34 @@ func TestChainInputTwice(t *testing.T) {
 	}
 }
 
+// A leaf that comes once more, after so many that do not fit together that nothing is waited for any more.
+func TestChainAgainAfterTooMany(t *testing.T) {
+	c := newTestChain(t, maxPending+100)
+	honest := c.stored(t)
+	l := slices.Clone(honest[:10])
+	again := 0
+	for i := 10; i < len(honest); i++ {
+		spoilt := honest[i]
+		spoilt.Hash[0] ^= 1
+		spoilt.RecordedAt++
+		l = append(l, spoilt)
+		if i > maxPending-10 && i < maxPending+30 {
+			l = append(l, honest[5])
+			again++
+		}
+	}
+	faults, _ := verifyStored(c, l)
+	found := 0
+	for _, f := range faults {
+		if strings.HasPrefix(f, "REORDERED") && strings.Contains(f, "sequence 5 ") {
+			found++
+		}
+	}
+	if found != again {
+		t.Errorf("%d of %d are found", found, again)
+	}
+}
+
 // A store that keeps the previous hashes too: what they say is compared, and it repairs what is linked by nothing else.
 func TestChainPrevious(t *testing.T) {
 	c := newTestChain(t, 20)

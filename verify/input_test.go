@@ -39,6 +39,7 @@ func TestInputAccounting(t *testing.T) {
 		// The ninth leaf of one chain is between the sixteenth and seventeenth of the other.
 		{"DUPLICATE", func(a, b *ledgertest.Chain) { a.Leaves[9].Offset = b.Leaves[16].Offset }},
 		{"REORDERED", func(a, b *ledgertest.Chain) { a.Leaves[9].Offset = b.Leaves[16].Offset - 1 }},
+		{"COLUMN MISMATCH", func(a, b *ledgertest.Chain) { a.Leaves[9].LedgerOffset = b.Leaves[16].LedgerOffset }},
 	} {
 		t.Run(tc.want, func(t *testing.T) {
 			l := sharedPartition()

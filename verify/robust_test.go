@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -105,6 +106,26 @@ func TestMemoryThatCannotBeRead(t *testing.T) {
 		"another format": func(s string) string { return strings.Replace(s, "memory/1", "memory/9", 1) },
 		"another root": func(s string) string {
 			return strings.Replace(s, `"range": [`+"\n", `"range": [`+"\n"+`"`+strings.Repeat("ab", 32)+`",`, 1)
+		},
+		"another subtree": func(s string) string {
+			at := strings.Index(s, `"range": [`)
+			quote := at + strings.Index(s[at+len(`"range": [`):], `"`) + len(`"range": [`)
+			return s[:quote+1] + "00000000" + s[quote+9:]
+		},
+		"null": func(s string) string { return strings.Replace(s, `"logs": {`, `"logs": {"example.com/null":null,`, 1) },
+		"a key change as epoch": func(s string) string {
+			var m struct {
+				Logs map[string]struct{ Keys []string }
+			}
+			if err := json.Unmarshal([]byte(s), &m); err != nil {
+				t.Fatal(err)
+			}
+			key, err := json.Marshal(m.Logs[ledgertest.Origin].Keys[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := strings.Index(s, `"epoch": `) + len(`"epoch": `)
+			return s[:at] + string(key) + s[at+strings.Index(s[at:], ",\n"):]
 		},
 		"another origin": func(s string) string {
 			return strings.Replace(s, `"example.com/ledger": {`, `"example.com/other": {`, 1)

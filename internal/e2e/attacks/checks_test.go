@@ -304,8 +304,3 @@ func (m *mutants) attackProbes(overlay string) {
 		})
 	}
 }
-
-// unneeded are checks without which nothing that a test can show is another, by name, and why.
-func unneeded() map[string]string {
-	return map[string]string{}
-}

@@ -168,6 +168,17 @@ func TestOwnKeys(t *testing.T) {
 	}
 }
 
+// TestOldProof: attack 10 on a proof. Only the age of its epoch says that there is a newer one.
+func TestOldProof(t *testing.T) {
+	t.Parallel()
+	text, err := bundle(t, newLedger(), 40).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAuditor(t)
+	a.run("event", a.file(text), "--max-age=1s").want(t, verify.ExitUndecided, "STALE ")
+}
+
 // TestRememberedFork: a proof by another history of the size that was accepted before.
 func TestRememberedFork(t *testing.T) {
 	t.Parallel()

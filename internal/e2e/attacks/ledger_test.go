@@ -314,6 +314,12 @@ func TestKeysAndWitnesses(t *testing.T) {
 		{"14 another key of the same name and hash", signed([]ledgertest.Key{sameHash}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"14 another key of the same name and hash, before the believed one", signed([]ledgertest.Key{sameHash, believed}), nil, verify.ExitNotTrusted, "",
 			[]string{"WRONG KEY "}},
+		{"14 a whole log of another key of the same name", func() *ledgertest.Ledger {
+			l := ledgertest.NewOf(ledgertest.NewKey(ledgertest.Origin, 3))
+			l.Events(l.Chain(1, 1, 0, 1), 30)
+			l.Epoch()
+			return l
+		}(), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"15 a new size with the old key", signed([]ledgertest.Key{ledgertest.NewKey(ledgertest.Origin, 1)}), nil, verify.ExitNotTrusted, "", []string{"KEY OUT OF RANGE "}},
 		{"15 an old size with a new key", func() *ledgertest.Ledger {
 			l := ledgertest.New()
