@@ -149,22 +149,25 @@ func TestStoredNodes(t *testing.T) {
 		c.Leaves[511].Node = nil
 		newAuditor(t).run(serve(t, newServer(l))...).want(t, verify.ExitTampered, at(ledger.Modified, c, "511"))
 	})
-	for _, tile := range []struct{ path, want string }{{"/ledger/tile/1/", "MODIFIED sequence 255 "}, {"/ledger/tile/0/000", "MODIFIED sequence 5 "}} {
-		t.Run("tile "+tile.path, func(t *testing.T) {
+	for _, tile := range []struct {
+		path string
+		at   int // hash of the tile
+		want string
+	}{
+		{"/ledger/tile/0/000", 5, "MODIFIED sequence 5 "}, {"/ledger/tile/0/001", 5, "MODIFIED sequence 261 "},
+		{"/ledger/tile/1/", 0, "MODIFIED sequence 255 "}, {"/ledger/tile/1/", 1, "MODIFIED sequence 511 "},
+	} {
+		t.Run(fmt.Sprintf("tile %s hash %d", tile.path, tile.at), func(t *testing.T) {
 			t.Parallel()
 			s := newServer(longLedger(50, 600))
 			s.Spoil = func(path string, answer []byte) []byte {
 				if strings.HasPrefix(path, tile.path) {
 					answer = slices.Clone(answer)
-					answer[5*32%len(answer)] ^= 1
+					answer[tile.at*32+7] ^= 1
 				}
 				return answer
 			}
-			want := tile.want
-			if strings.Contains(tile.path, "/1/") {
-				want = "MODIFIED sequence "
-			}
-			newAuditor(t).run(serve(t, s)...).want(t, verify.ExitTampered, want)
+			newAuditor(t).run(serve(t, s)...).want(t, verify.ExitTampered, tile.want)
 		})
 	}
 }
@@ -194,7 +197,7 @@ func TestStoredNodesOfTables(t *testing.T) {
 	}
 }
 
-// TestResult holds what --json says to its documented form, by every member that this package does not read elsewhere.
+// TestResult: what --json says of a fault is its verdict, chain, sequence and event, in members of their own.
 func TestResult(t *testing.T) {
 	t.Parallel()
 	l := newLedger()
