@@ -64,10 +64,14 @@ func TestTamperedTables(t *testing.T) {
 			return l
 		}, false, func() {}, "", "covers no epoch"},
 		{"the newest checkpoint is none", nil, false, exec("ALTER TABLE checkpoints UPDATE note = 'x' WHERE size = 7"), ledger.InvalidProof, "the newest checkpoint"},
-		{"a checkpoint of another log", nil, false, exec("ALTER TABLE checkpoints UPDATE note = replace(note, 'example.com/ledger\\n', 'example.com/other\\n') WHERE size = 3"),
-			ledger.Modified, "it is of log"},
-		{"a checkpoint under another size", nil, false, exec("INSERT INTO checkpoints SELECT * REPLACE (toUInt64(3) AS size) FROM (SELECT * FROM checkpoints WHERE size = 6)"),
-			ledger.ColumnMismatch, "its columns are not what its note states"},
+		{
+			"a checkpoint of another log", nil, false, exec("ALTER TABLE checkpoints UPDATE note = replace(note, 'example.com/ledger\\n', 'example.com/other\\n') WHERE size = 3"),
+			ledger.Modified, "it is of log",
+		},
+		{
+			"a checkpoint under another size", nil, false, exec("INSERT INTO checkpoints SELECT * REPLACE (toUInt64(3) AS size) FROM (SELECT * FROM checkpoints WHERE size = 6)"),
+			ledger.ColumnMismatch, "its columns are not what its note states",
+		},
 		{"a checkpoint that is not signed", nil, false, func() {
 			l := newLedger()
 			l.Signers = []ledgertest.Key{ledgertest.NewKey(ledgertest.Origin, 9)}
@@ -76,19 +80,25 @@ func TestTamperedTables(t *testing.T) {
 			l.Rebuild()
 			only(l, 3)
 		}, ledger.Modified, "it is not signed"},
-		{"another entry of an index", nil, false, exec("INSERT INTO root_log SELECT * REPLACE (toUInt64(3) AS entry_index) FROM (SELECT * FROM root_log WHERE entry_index = 2)"),
-			ledger.Inserted, "another entry has this index"},
+		{
+			"another entry of an index", nil, false, exec("INSERT INTO root_log SELECT * REPLACE (toUInt64(3) AS entry_index) FROM (SELECT * FROM root_log WHERE entry_index = 2)"),
+			ledger.Inserted, "another entry has this index",
+		},
 		{"an entry gone", nil, false, exec("ALTER TABLE root_log DELETE WHERE entry_index = 3"), ledger.Missing, "no entry is stored"},
-		{"events of another workspace", nil, false, exec("INSERT INTO events SELECT * REPLACE (unhex('00112233445566778899aabbccddeeff') AS workspace) FROM (SELECT * FROM events WHERE CHAIN AND sequence = 30)"),
-			ledger.CrossChain, "1 rows of events are of workspace 00112233445566778899aabbccddeeff"},
+		{
+			"events of another workspace", nil, false, exec("INSERT INTO events SELECT * REPLACE (unhex('00112233445566778899aabbccddeeff') AS workspace) FROM (SELECT * FROM events WHERE CHAIN AND sequence = 30)"),
+			ledger.CrossChain, "1 rows of events are of workspace 00112233445566778899aabbccddeeff",
+		},
 		{"other lanes", nil, false, exec("ALTER TABLE leaves UPDATE lanes = 3 WHERE CHAIN AND sequence = 30"), ledger.ColumnMismatch, "1 rows of leaves say 3 lanes"},
 		{"a kind in events", nil, false, exec("ALTER TABLE events UPDATE kind = 4 WHERE CHAIN AND sequence = 30"), ledger.ColumnMismatch, "events.kind is not that of the leaf"},
 		{"a generation in events", nil, false, exec("ALTER TABLE events UPDATE input_generation = 4 WHERE CHAIN AND sequence = 30"), ledger.ColumnMismatch, "events.input_generation is not"},
 		{"a partition in events", nil, false, exec("ALTER TABLE events UPDATE input_partition = 4 WHERE CHAIN AND sequence = 30"), ledger.ColumnMismatch, "events.input_partition is not"},
 		{"an offset in events", nil, false, exec("ALTER TABLE events UPDATE input_offset = 4 WHERE CHAIN AND sequence = 30"), ledger.ColumnMismatch, "events.input_offset is not"},
 		{"a body that is no event", nil, false, exec(`ALTER TABLE events UPDATE body = '{"action":1}' WHERE CHAIN AND sequence = 30`), ledger.ColumnMismatch, "action"},
-		{"a seed beside a disclosure", redacted, false, exec("ALTER TABLE events UPDATE seed = unhex('00112233445566778899aabbccddeeff') WHERE CHAIN AND sequence = 30"),
-			ledger.Modified, "a redacted event has no seed"},
+		{
+			"a seed beside a disclosure", redacted, false, exec("ALTER TABLE events UPDATE seed = unhex('00112233445566778899aabbccddeeff') WHERE CHAIN AND sequence = 30"),
+			ledger.Modified, "a redacted event has no seed",
+		},
 		{"a disclosure that is none", redacted, false, exec("ALTER TABLE events UPDATE disclosure = 'x' WHERE CHAIN AND sequence = 30"), ledger.Modified, "invalid disclosure"},
 		{"leaves gone, so that no epoch can be recomputed", nil, false, func() {
 			exec("ALTER TABLE leaves DELETE WHERE CHAIN AND sequence = 30")()

@@ -100,18 +100,24 @@ func TestEvent(t *testing.T) {
 			other := bundle(t, o, 40)
 			b.BundleLeaf, b.Size, b.Root = other.BundleLeaf, other.Size, other.Root
 		}, verify.ExitTampered, []string{at(ledger.InvalidProof, c, "40")}},
-		{"17 an index and a size that overflow", 40, func(b *ledger.Bundle) { b.Sequence, b.Size = math.MaxUint64, math.MaxUint64 }, verify.ExitTampered,
-			[]string{at(ledger.InvalidProof, c, "18446744073709551615"), at(ledger.Modified, c, "18446744073709551615")}},
+		{
+			"17 an index and a size that overflow", 40, func(b *ledger.Bundle) { b.Sequence, b.Size = math.MaxUint64, math.MaxUint64 }, verify.ExitTampered,
+			[]string{at(ledger.InvalidProof, c, "18446744073709551615"), at(ledger.Modified, c, "18446744073709551615")},
+		},
 		{"17 an index one beyond the last", 40, func(b *ledger.Bundle) { b.Sequence = b.Size }, verify.ExitTampered, []string{at(ledger.Modified, c, "102")}},
 		{"17 an inner node as a leaf", 40, func(b *ledger.Bundle) {
 			b.Path, b.Sequence, b.Size = b.Path[1:], b.Sequence/2, b.Size/2
 		}, verify.ExitTampered, []string{at(ledger.InvalidProof, c, "20"), at(ledger.Modified, c, "20")}},
 		{"17 no path in the map", 40, func(b *ledger.Bundle) { b.Map.Siblings = nil }, verify.ExitTampered, []string{at(ledger.InvalidProof, c, "40")}},
-		{"17 257 steps in the map", 40, func(b *ledger.Bundle) { b.Map.Siblings = make([]ledger.Hash, 257) }, verify.ExitTampered,
-			[]string{at(ledger.InvalidProof, c, "40")}},
+		{
+			"17 257 steps in the map", 40, func(b *ledger.Bundle) { b.Map.Siblings = make([]ledger.Hash, 257) }, verify.ExitTampered,
+			[]string{at(ledger.InvalidProof, c, "40")},
+		},
 		{"17 another entry as the key change", 40, func(b *ledger.Bundle) { b.Keys[1].Entry = b.Epoch }, verify.ExitTampered, []string{at(ledger.InvalidProof, c, "40")}},
-		{"17 the path of a key change too short", 40, func(b *ledger.Bundle) { b.Keys[1].Path = b.Keys[1].Path[1:] }, verify.ExitTampered,
-			[]string{at(ledger.InvalidProof, c, "40")}},
+		{
+			"17 the path of a key change too short", 40, func(b *ledger.Bundle) { b.Keys[1].Path = b.Keys[1].Path[1:] }, verify.ExitTampered,
+			[]string{at(ledger.InvalidProof, c, "40")},
+		},
 		{"18 a checkpoint with an extension line", 40, func(b *ledger.Bundle) {
 			b.LogProof = strings.Replace(b.LogProof, "\n\n—", "\nmore\n\n—", 1)
 		}, verify.ExitUndecided, []string{at(ledger.InvalidProof, c, "40")}},

@@ -312,8 +312,10 @@ func TestKeysAndWitnesses(t *testing.T) {
 		{"14 another key", signed([]ledgertest.Key{ledgertest.NewKey("example.com/other", 3)}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"14 another key of the same name", signed([]ledgertest.Key{ledgertest.NewKey(ledgertest.Origin, 3)}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
 		{"14 another key of the same name and hash", signed([]ledgertest.Key{sameHash}), nil, verify.ExitNotTrusted, "", []string{"WRONG KEY "}},
-		{"14 another key of the same name and hash, before the believed one", signed([]ledgertest.Key{sameHash, believed}), nil, verify.ExitNotTrusted, "",
-			[]string{"WRONG KEY "}},
+		{
+			"14 another key of the same name and hash, before the believed one", signed([]ledgertest.Key{sameHash, believed}), nil, verify.ExitNotTrusted, "",
+			[]string{"WRONG KEY "},
+		},
 		{"14 a whole log of another key of the same name", func() *ledgertest.Ledger {
 			l := ledgertest.NewOf(ledgertest.NewKey(ledgertest.Origin, 3))
 			l.Events(l.Chain(1, 1, 0, 1), 30)

@@ -154,8 +154,10 @@ func TestStoredNodes(t *testing.T) {
 		at   int // hash of the tile
 		want string
 	}{
-		{"/ledger/tile/0/000", 5, "MODIFIED sequence 5 "}, {"/ledger/tile/0/001", 5, "MODIFIED sequence 261 "},
-		{"/ledger/tile/1/", 0, "MODIFIED sequence 255 "}, {"/ledger/tile/1/", 1, "MODIFIED sequence 511 "},
+		{"/ledger/tile/0/000", 5, "MODIFIED sequence 5 "},
+		{"/ledger/tile/0/001", 5, "MODIFIED sequence 261 "},
+		{"/ledger/tile/1/", 0, "MODIFIED sequence 255 "},
+		{"/ledger/tile/1/", 1, "MODIFIED sequence 511 "},
 	} {
 		t.Run(fmt.Sprintf("tile %s hash %d", tile.path, tile.at), func(t *testing.T) {
 			t.Parallel()
