@@ -281,7 +281,7 @@ func TestRedactedBundle(t *testing.T) {
 func TestParseRedaction(t *testing.T) {
 	const id = "00000000-0000-4000-8000-000000000000"
 	for _, body := range []string{
-		"", "[]", `{"metadata":[]}`, `{"metadata":{"event_id":1,"paths":["/a"]}}`, `{"metadata":{"event_id":"` + id + `"}}`,
+		"", "[]", `{"metadata":[]}`, `{"metadata":{"event_id":"` + id + `","paths":["/a"]}`, `{"metadata":{"event_id":1,"paths":["/a"]}}`, `{"metadata":{"event_id":"` + id + `"}}`,
 		`{"metadata":{"event_id":"` + id + `","paths":[]}}`, `{"metadata":{"paths":["/a"]}}`, `{}`,
 	} {
 		if r, err := ParseRedaction([]byte(body)); err == nil {

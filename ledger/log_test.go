@@ -231,6 +231,10 @@ func (l *testLog) bundle(tb rapid.TB, c *testChainLog, sequence uint64, signers 
 func (c *testChainLog) withPath(tb rapid.TB, sequence, size uint64) BundleLeaf {
 	tb.Helper()
 	leaf := c.leaves[sequence]
+	if leaf.Seed != nil { // whoever spoils it spoils no other bundle
+		seed := *leaf.Seed
+		leaf.Seed = &seed
+	}
 	leaf.Path = c.inclusion(tb, sequence, size)
 	return leaf
 }

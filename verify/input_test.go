@@ -115,6 +115,23 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// A generation of the input is not left again.
+func TestInputGenerations(t *testing.T) {
+	l := sharedPartition()
+	a, b := l.Chains[0], l.Chains[1]
+	for i := 9; i < len(a.Leaves); i++ {
+		a.Leaves[i].Generation = 1
+	}
+	a.Reseal(9)
+	l.Rebuild()
+	s := newTables(t, l)
+	r := s.verify(s.config())
+	want := fmt.Sprintf("REORDERED chain %x sequence 17 ", b.ID)
+	if r.Exit != verify.ExitTampered || !slices.ContainsFunc(r.Faults, func(f *ledger.Fault) bool { return strings.HasPrefix(short(f), want) }) {
+		t.Errorf("want %s: %s", want, r.Text())
+	}
+}
+
 // TestInputGap: a record of the events topic that later records were sealed past has a leaf, or is on the dlq, or is the second of its id.
 func TestInputGap(t *testing.T) {
 	l := ledgertest.New()

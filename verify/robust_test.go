@@ -3,6 +3,7 @@ package verify_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -69,6 +70,22 @@ func TestLedgerEmptyPages(t *testing.T) {
 	}
 	if r := a.verify(a.config()); r.Exit != verify.ExitUndecided || len(r.Undecided) != 2 {
 		t.Error(r.Text())
+	}
+}
+
+// Nor are those that go on, one after the other, beyond what is signed.
+func TestLedgerEmptyPagesThatRise(t *testing.T) {
+	a := newAPI(t, newLedger())
+	n := 1000
+	a.Spoil = func(path string, answer []byte) []byte {
+		if path != "/ledger/leaves" {
+			return answer
+		}
+		n++
+		return fmt.Appendf(nil, "{\"next\":%d,\"more\":true}\n", n)
+	}
+	if r := a.verify(a.config()); r.Exit != verify.ExitUndecided || n > 1100 {
+		t.Error(n, r.Text())
 	}
 }
 

@@ -101,8 +101,9 @@ func TestEveryCheckIsNeeded(t *testing.T) {
 	m.checks, sources = findChecks(t, root)
 	o := overlay(t, root, sources)
 	if soak {
-		m.unitProbes(o, "ledger", regexp.MustCompile("^(Test|Fuzz)"))
-		m.unitProbes(o, "verify", regexp.MustCompile("^(Test|Fuzz)"))
+		all := regexp.MustCompile("^(Test|Fuzz)")
+		m.unitProbes(o, "ledger", all)
+		m.unitProbes(o, "verify", all)
 		m.attackProbes(o)
 	} else {
 		m.checks = slices.DeleteFunc(m.checks, func(c *check) bool { return !slices.Contains(quickFiles, c.file) })
@@ -212,27 +213,61 @@ func (m *mutants) unitProbes(overlay, pkg string, which *regexp.Regexp) {
 		if !which.MatchString(name) || strings.HasPrefix(name, "TestPython") {
 			continue
 		}
-		m.add(&probe{name: pkg + "." + name, command: func(ctx context.Context) *exec.Cmd {
-			cmd := exec.CommandContext(ctx, binary, "-test.short", "-test.failfast", "-test.run=^"+name+"$")
-			cmd.Dir, cmd.Env = filepath.Join(m.root, pkg), os.Environ()
-			return cmd
-		}})
+		of := func(name string) *probe {
+			return &probe{name: pkg + "." + name, command: func(ctx context.Context) *exec.Cmd {
+				cmd := exec.CommandContext(ctx, binary, "-test.v", "-test.short="+strconv.FormatBool(pkg == "ledger"), "-test.failfast", "-test.run="+pattern(name))
+				cmd.Dir, cmd.Env = filepath.Join(m.root, pkg), os.Environ()
+				return cmd
+			}}
+		}
+		p := of(name)
+		within := m.measure(p)
+		if p.took < longProbe || len(within) == 0 {
+			m.probes = append(m.probes, p)
+			continue
+		}
+		for _, name := range within {
+			p := of(name)
+			m.measure(p)
+			m.probes = append(m.probes, p)
+		}
 	}
 }
 
-// add finds out which checks have an effect in a test.
-func (m *mutants) add(p *probe) {
+// longProbe is how long a test takes whose tests within are probes of their own.
+const longProbe = 3 * time.Second
+
+// pattern is -test.run of one test, or of one within another.
+func pattern(name string) string {
+	var parts []string
+	for part := range strings.SplitSeq(name, "/") {
+		parts = append(parts, "^"+regexp.QuoteMeta(part)+"$")
+	}
+	return strings.Join(parts, "/")
+}
+
+// measure finds out which checks have an effect in a test, and returns the tests within it.
+func (m *mutants) measure(p *probe) (within []string) {
 	m.t.Helper()
 	reached := filepath.Join(m.dir, url.PathEscape(p.name))
 	cmd := p.command(m.t.Context())
 	cmd.Env = append(cmd.Env, reachedVariable+"="+reached)
 	began := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		m.t.Fatalf("%s: %v\n%.4000s", p.name, err, out)
 	}
 	p.took, p.reached = time.Since(began), numbers(m.t, reached)
-	m.probes = append(m.probes, p)
+	for _, found := range passed.FindAllSubmatch(out, -1) {
+		if name := string(found[1]); strings.Contains(name, "/") {
+			within = append(within, name)
+		}
+	}
+	return within
 }
+
+// passed is what a test says that has passed.
+var passed = regexp.MustCompile(`--- PASS: (\S+) \(([0-9.]+)s\)`)
 
 // numbers reads what a build with all mutants has written.
 func numbers(t *testing.T, path string) map[int]bool {
@@ -272,7 +307,6 @@ func (m *mutants) attackProbes(overlay string) {
 	if err != nil {
 		m.t.Fatalf("%v\n%.4000s", err, out)
 	}
-	passed := regexp.MustCompile(`--- PASS: (\S+) \(([0-9.]+)s\)`)
 	took := map[string]time.Duration{}
 	for _, found := range passed.FindAllSubmatch(out, -1) {
 		seconds, err := strconv.ParseFloat(string(found[2]), 64)
@@ -290,14 +324,10 @@ func (m *mutants) attackProbes(overlay string) {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		var pattern []string
-		for part := range strings.SplitSeq(name, "/") {
-			pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
-		}
 		m.probes = append(m.probes, &probe{
 			name: "attacks." + name, took: took[name] + 100*time.Millisecond, reached: numbers(m.t, filepath.Join(reached, f.Name())),
 			command: func(ctx context.Context) *exec.Cmd {
-				cmd := exec.CommandContext(ctx, os.Args[0], "-test.failfast", "-test.run="+strings.Join(pattern, "/"))
+				cmd := exec.CommandContext(ctx, os.Args[0], "-test.failfast", "-test.run="+pattern(name))
 				cmd.Env = append(os.Environ(), binaryVariable+"="+binary)
 				return cmd
 			},
