@@ -104,6 +104,19 @@ func TestQuorum(t *testing.T) {
 	}
 }
 
+// Two keys of one name are two witnesses, and one has signed.
+func TestQuorumOfOneName(t *testing.T) {
+	l := newTestLog(t)
+	one, two := newTestWitness("w.example", 20), newTestWitness("w.example", 21)
+	trust := mustTrust(t, "log "+l.key().vkey(), "witness one "+one.vkey(), "witness two "+two.vkey(), "group both all one two", "quorum both")
+	if _, f := trust.Open(l.checkpoint(t, 1, l.key(), one), nil, testStart.Add(time.Minute)); f == nil || f.Verdict != QuorumNotMet {
+		t.Errorf("fault %v, want %s", f, QuorumNotMet)
+	}
+	if _, f := trust.Open(l.checkpoint(t, 1, l.key(), one, two), nil, testStart.Add(time.Minute)); f != nil {
+		t.Error(f)
+	}
+}
+
 func TestOpenBelievesNobodyElse(t *testing.T) {
 	l := newTestLog(t)
 	trusted := l.key()
