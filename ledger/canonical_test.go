@@ -68,7 +68,7 @@ func TestFieldsOfWhatIsNotCanonical(t *testing.T) {
 		{`{"a": 1}`, `byte 5: want a value`},
 		{`{"a"1}`, `byte 4: want ':'`},
 		{`{"a":1`, `byte 6: want ','`},
-		{manyFields(1 << 16), `65536 fields, at most 65535 are possible`},
+		{manyFields(1 << 16), `more than 65535 fields`},
 		{`{"a":1,}`, `byte 7: want '"'`},
 		{`{"a":[1,]}`, `byte 8: want a value`},
 		{`{"a":[1 ,2]}`, `byte 7: want ','`},
