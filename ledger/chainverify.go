@@ -86,6 +86,8 @@ type ChainVerifier struct {
 	waiting  int                     // bytes that withheld takes, about
 	counts   ChainCounts
 	missing  *Fault // being extended
+
+	sightings sightings
 }
 
 // ChainCounts says how much a ChainVerifier has seen.
@@ -94,6 +96,8 @@ type ChainCounts struct {
 	Leaves, Size uint64
 	// Redacted and Withheld events.
 	Redacted, Withheld uint64
+	// SentAgain are events that are there a second time because they were sent again too late; see FindRepeats.
+	SentAgain uint64
 }
 
 // Limits of what is kept.
@@ -251,6 +255,7 @@ func (v *ChainVerifier) settle(o *option) {
 		v.checkNode(r, node)
 	}
 	v.checkOrder(r, o)
+	v.checkRepeat(r, o)
 	v.checkTime(r)
 	v.checkPrevious(r, o)
 	v.redactions(r, o)

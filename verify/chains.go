@@ -55,6 +55,8 @@ type chainResult struct {
 type chainRun struct {
 	cfg    *Config
 	report *Report
+	// repeats: within how many leaves of its chain an event is looked for a second time; 0 where that is not looked for here.
+	repeats int
 	// expected leaves of all chains, 0 where that is not known.
 	expected uint64
 	// conclude: what is signed of a chain is among its marks, so that nothing judges its leaves later, and nothing of them is kept.
@@ -81,6 +83,7 @@ func (c *chainRun) verify(ctx context.Context, job *chainJob) *chainResult {
 		c.report.fault(f)
 	}
 	v := ledger.NewChainVerifier(job.identity, job.marks, fault)
+	v.FindRepeats(c.repeats)
 	batches := make(chan *batch, maxReadAhead)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

@@ -92,6 +92,9 @@ func (v *tableVerifier) run(ctx context.Context) error {
 	if err := v.checkInput(ctx, results); err != nil {
 		return err
 	}
+	if err := v.checkRepeats(ctx); err != nil {
+		return err
+	}
 	v.report.notChecked("the column part of events and leaves, and which rows of workspaces that have no leaf were ever there")
 	v.keepForkedChain(a)
 	return v.remember(ctx, a, remembered(results))
