@@ -194,11 +194,8 @@ func (t *target) check(paths []string, reason string) error {
 			faults.invalidParam(field, "is not a field of this event. It has: "+strings.Join(redactable(all), ", ")+".")
 		}
 	}
-	for _, value := range t.values(paths) {
-		if strings.Contains(reason, value) {
-			faults.invalidParam("reason", "repeats a value that is to be erased, and would stay in the ledger: describe it instead.")
-			break
-		}
+	if repeats(reason, t.values(paths)) {
+		faults.invalidParam("reason", whatRepeats)
 	}
 	return faults.err()
 }
@@ -208,25 +205,15 @@ func redactable(paths []string) []string {
 	return slices.DeleteFunc(slices.Clone(paths), event.Protected)
 }
 
-// minRepeated is the length in bytes from which a value in a reason is no coincidence.
-const minRepeated = 4
-
-// values returns the texts and numbers among the event's fields at paths.
-func (t *target) values(paths []string) (values []string) {
+// values returns the event's fields at paths, as far as it still has them.
+func (t *target) values(paths []string) (values []jsontext.Value) {
 	fields, err := ledger.Fields(nil, t.content.Body)
 	if err != nil {
 		return nil // content.Fields has said so, or it was redacted already
 	}
 	for _, f := range fields {
-		if !slices.Contains(paths, string(f.Path)) {
-			continue
-		}
-		value := f.Value
-		if text, err := jsontext.AppendUnquote(nil, f.Value); err == nil {
-			value = text
-		}
-		if len(value) >= minRepeated {
-			values = append(values, string(value))
+		if slices.Contains(paths, string(f.Path)) {
+			values = append(values, f.Value)
 		}
 	}
 	return values
