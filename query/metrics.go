@@ -12,6 +12,7 @@ const (
 	statementLeaves = "leaves"
 	statementTarget = "redaction_target"
 	statementErased = "redaction_done"
+	statementParts  = "redaction_parts"
 
 	statementHashes      = "hashes"
 	statementCheckpoints = "checkpoints"
@@ -118,7 +119,7 @@ func newMetrics(reg prometheus.Registerer, age func() float64) *metrics {
 	}
 	for _, name := range []string{
 		statementPage, statementCount, statementEvent, statementLeaves, statementHashes, statementCheckpoints, statementEntries,
-		statementSpine, statementContent, statementChains, statementTarget, statementErased,
+		statementSpine, statementContent, statementChains, statementTarget, statementErased, statementParts,
 		statementSizes, statementMapHashes,
 	} {
 		m.statements[name] = statements.WithLabelValues(name)

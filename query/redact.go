@@ -29,12 +29,14 @@ type target struct {
 	recordedAt time.Time
 	chain      ledger.ChainID
 	content    event.Content // without its seed
+	dataPart   string        // of the table, in which the row is
 }
 
 // States of a redaction in ClickHouse.
 const (
-	erasurePending = "pending"
-	erasureDone    = "done"
+	erasurePending   = "pending"   // the row has the values
+	erasureRewritten = "rewritten" // no statement can read them, and files may have them
+	erasureGone      = "gone"      // no part of the table can have them
 )
 
 // redactionReport is what is known of a redaction.
@@ -48,8 +50,11 @@ type redactionReport struct {
 	Chain ledger.ChainID `json:"chain"`
 	// KafkaUntil says until when topics may hold the values.
 	KafkaUntil keptUntil `json:"kafka_until"`
-	// ClickHouse is pending until the row is rewritten, then done.
+	// ClickHouse is pending until the row is rewritten, rewritten until the parts that it was in before are removed, then gone.
 	ClickHouse string `json:"clickhouse"`
+	// ClickHouseUntil says when those parts are due to be removed; nil where the row is not rewritten, where they are gone, and where
+	// ClickHouse does not say.
+	ClickHouseUntil *string `json:"clickhouse_until"`
 	// IdempotencyKeyBurned says that the event has an idempotency key, which ingest accepts no more.
 	IdempotencyKeyBurned bool `json:"idempotency_key_burned"`
 	// Receivers are the log streams and buckets that have received the event; there are none yet.
@@ -113,9 +118,37 @@ func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http
 	}
 	// Where it cannot be told now it is as good as pending.
 	if t, err := s.target(ctx, p.Workspace.ID, event16); err == nil && t != nil && t.lacks(redaction.Paths) {
-		report.ClickHouse = erasureDone
+		report.ClickHouse, report.ClickHouseUntil = s.files(ctx, t.dataPart)
 	}
 	return reply{status: http.StatusOK, data: report}, nil
+}
+
+// files says whether parts of the table events that are no longer in use may still hold what was erased of a row: those with blocks of the part
+// that the row is in now. That errs on one side only: a part that was merged away after the row had been rewritten counts too.
+func (s *Service) files(ctx context.Context, dataPart string) (state string, until *string) {
+	if !s.running.TryRLock() {
+		return erasureRewritten, nil
+	}
+	defer s.running.RUnlock()
+	ctx, cancel := context.WithTimeout(ctx, targetTimeout)
+	defer cancel()
+	var old, now uint64
+	var due time.Time
+	err := s.run(ctx, statementParts, partsStatement(dataPart, limits{timeout: targetTimeout}), func(rows driver.Rows) error {
+		return rows.Scan(&now, &old, &due)
+	})
+	switch {
+	case err != nil:
+		s.metrics.eraseErrors.Inc()
+		s.logger.WarnContext(ctx, "asking which parts may hold redacted values", "error", err, "request_id", httpserver.RequestID(ctx))
+		return erasureRewritten, nil
+	case now == 0: // it was merged since: it will be in another part when it is asked again
+		return erasureRewritten, nil
+	case old == 0:
+		return erasureGone, nil
+	}
+	text := event.FormatTime(due)
+	return erasureRewritten, &text
 }
 
 // readFailed returns the answer to an error of target.
@@ -152,7 +185,7 @@ func (s *Service) target(ctx context.Context, workspace, id [16]byte) (*target, 
 		err := s.run(ctx, statementTarget, st, func(rows driver.Rows) error {
 			found = new(target)
 			var disclosure []byte
-			err := rows.Scan(&found.kind, &found.recordedAt, (*[16]byte)(&found.chain), &found.content.Body, &disclosure)
+			err := rows.Scan(&found.kind, &found.recordedAt, (*[16]byte)(&found.chain), &found.content.Body, &disclosure, &found.dataPart)
 			if err == nil && len(disclosure) > 0 {
 				found.content.Disclosure, err = ledger.ParseDisclosure(disclosure)
 			}

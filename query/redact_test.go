@@ -184,11 +184,37 @@ func TestRedact(t *testing.T) {
 	}
 	r.rewrite(admin, id, "/targets", "/metadata/deep.pin")
 	r.eventually("the redaction counts as done", func() bool { return len(r.service.erasures.pending()) == 0 })
-	if got := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK); got.ClickHouse != "done" {
-		t.Errorf("done is %s", got.ClickHouse)
+	rewritten := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK)
+	if rewritten.ClickHouse != "rewritten" || rewritten.ClickHouseUntil == nil {
+		t.Fatalf("rewritten is %+v", rewritten)
 	}
-	check("done")
-	if n := r.labelled("immutable_query_requests_total", endpointRedact); n != 5 {
+	var seconds uint64
+	err := r.conn.QueryRow(t.Context(), "SELECT sum(toUInt64(value)) FROM system.merge_tree_settings "+
+		"WHERE name IN ('old_parts_lifetime', 'max_cleanup_delay_period')").Scan(&seconds)
+	if err != nil || seconds < 60 {
+		t.Fatal(seconds, err)
+	}
+	at, err := time.Parse(time.RFC3339, *rewritten.ClickHouseUntil)
+	if removed := at.Add(-time.Duration(seconds) * time.Second); err != nil || removed.Before(began.Truncate(time.Second)) || removed.After(time.Now()) {
+		t.Errorf("the files are there until %s, %v, %d s after they went out of use; it was rewritten after %v", at, err, seconds, began)
+	}
+	check("rewritten")
+	for _, statement := range []string{
+		"ALTER TABLE events MODIFY SETTING old_parts_lifetime = 0, cleanup_delay_period = 0, cleanup_delay_period_random_add = 0, max_cleanup_delay_period = 1",
+		"DETACH TABLE events SYNC", // so that the cleanup does not wait for its next turn
+		"ATTACH TABLE events",
+	} {
+		if err := r.conn.Exec(t.Context(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	asked := 5.0
+	r.eventually("the files are gone", func() bool {
+		got := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "again"), http.StatusOK)
+		asked++
+		return got.ClickHouse == "gone" && got.ClickHouseUntil == nil
+	})
+	if n := r.labelled("immutable_query_requests_total", endpointRedact); n != asked {
 		t.Errorf("%v requests counted", n)
 	}
 	if strings.Contains(r.log.String(), "4711") {
@@ -226,6 +252,44 @@ func TestRedactBurnsTheKey(t *testing.T) {
 	}
 	if b := r.view.Redactions(); !b.Burned(admin.workspace, `order "1"`) {
 		t.Error("the key can be used again")
+	}
+}
+
+// A part that went out of use counts where it had blocks of the part in use, and not otherwise.
+func TestPartsThatMayHoldIt(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	l := r.newLoader(admin)
+	dataPart := func(s stored) string {
+		t.Helper()
+		found, err := r.service.target(t.Context(), admin.workspace.ID, uuid.MustParse(s.id))
+		if err != nil || found == nil {
+			t.Fatal(found, err)
+		}
+		return found.dataPart
+	}
+	first := l.add(withPIN)[0]
+	if state, until := r.service.files(t.Context(), dataPart(first)); state != erasureGone || until != nil {
+		t.Errorf("before anything was rewritten: %s", state)
+	}
+	old := dataPart(first)
+	r.rewrite(admin, first.id, "/metadata/pin")
+	second := l.add(withPIN)[0]
+	if state, until := r.service.files(t.Context(), dataPart(first)); state != erasureRewritten || until == nil {
+		t.Errorf("rewritten: %s", state)
+	}
+	if state, until := r.service.files(t.Context(), dataPart(second)); state != erasureGone || until != nil {
+		t.Errorf("a part of later blocks: %s", state)
+	}
+	for _, part := range []string{old, "none"} {
+		if state, until := r.service.files(t.Context(), part); state != erasureRewritten || until != nil {
+			t.Errorf("%s, which is not in use: %s", part, state)
+		}
+	}
+	part := dataPart(second)
+	r.stop()
+	if state, until := r.service.files(t.Context(), part); state != erasureRewritten || until != nil {
+		t.Errorf("stopped: %s", state)
 	}
 }
 

@@ -206,7 +206,21 @@ func (ids eventIDs) String() string {
 func (s *statement) bindIDs(ids eventIDs) string { return s.bind("Array(FixedString(16))", ids) }
 
 // targetColumns are what a redaction has to know of an event.
-const targetColumns = "kind, recorded_at, chain, body, disclosure"
+const targetColumns = "kind, recorded_at, chain, body, disclosure, _part"
+
+// partsStatement returns, of a part of events, whether it is in use, how many parts are not any more that have blocks of it, and when the last of them
+// is due to be removed: after old_parts_lifetime, by a cleanup that comes within max_cleanup_delay_period. It reads no rows.
+func partsStatement(name string, l limits) *statement {
+	s := new(statement)
+	const setting = "(SELECT toUInt32(value) FROM system.merge_tree_settings WHERE name = '"
+	s.write("SELECT countIf(active AND name = now.name), countIf(NOT active), max(if(active, toDateTime(0, 'UTC'), toTimeZone(remove_time, 'UTC'))) + ",
+		setting, "old_parts_lifetime') + ", setting, "max_cleanup_delay_period')",
+		"\nFROM system.parts AS p, (SELECT name, partition_id, min_block_number, max_block_number FROM system.parts",
+		"\n  WHERE database = currentDatabase() AND table = 'events' AND name = ", s.bind("String", name), ") AS now",
+		"\nWHERE p.database = currentDatabase() AND p.table = 'events' AND p.partition_id = now.partition_id",
+		"\n  AND p.min_block_number <= now.max_block_number AND p.max_block_number >= now.min_block_number")
+	return s.settings(l)
+}
 
 // erasedStatement returns the disclosures of those events that are there.
 func erasedStatement(workspace [16]byte, ids eventIDs, l limits) *statement {
