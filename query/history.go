@@ -311,8 +311,8 @@ func sizesStatement(low, high []uint64, later bool, l limits) *statement {
 
 const (
 	// chainsAtOnce are the chains of which one statement reads hashes, and rootReaders the statements at the same time.
-	chainsAtOnce = 128
-	rootReaders  = 4
+	chainsAtOnce = 512
+	rootReaders  = 2
 )
 
 // rootsOf fills in the roots that chains have at their sizes.
@@ -418,30 +418,27 @@ func (s *Service) levelOfChains(ctx context.Context, level int, wanted map[ledge
 	return found, err
 }
 
-// levelOfChainsStatement asks for the stored hashes of spans of one level of several chains.
+// levelOfChainsStatement asks for the stored hashes of spans of one level of several chains. A condition for each chain would take ClickHouse
+// longer to understand than to answer; a set of primary keys does not.
 func levelOfChainsStatement(level int, wanted map[ledger.ChainID][]ledger.Span, l limits) *statement {
 	hash := "leaf_hash"
 	if level > 0 {
 		hash = "substring(node, " + strconv.Itoa(32*(level-1)+1) + ", 32)"
 	}
-	st := selectChains("chain, sequence, " + hash)
-	var conditions []string
+	var ids eventIDs
+	var from, to []uint64
 	for _, id := range slices.SortedFunc(maps.Keys(wanted), func(a, b ledger.ChainID) int { return bytes.Compare(a[:], b[:]) }) {
-		spans := wanted[id]
-		of := "chain = " + st.bindID(id) + " AND sequence "
-		if level == 0 { // the leaves after the last complete subtree, one span after the other
-			conditions = append(conditions, of+"BETWEEN "+st.bind("UInt64", spans[0].From)+" AND "+st.bind("UInt64", spans[len(spans)-1].To-1))
-			continue
-		}
-		var last []uint64 // leaves that have the hashes
-		for _, span := range spans {
-			for n := span.From; n < span.To; n++ {
-				last = append(last, (n+1)<<(8*level)-1)
+		for _, span := range wanted[id] {
+			if n := len(ids); n > 0 && ids[n-1] == id && to[n-1] == span.From {
+				to[n-1] = span.To
+				continue
 			}
+			ids, from, to = append(ids, id), append(from, span.From), append(to, span.To)
 		}
-		conditions = append(conditions, of+"IN "+st.bind("Array(UInt64)", last))
 	}
-	st.and(joinOr(conditions))
+	st := selectChains("chain, sequence, " + hash)
+	st.and("(chain, sequence) IN (SELECT span.1, (arrayJoin(range(span.2, span.3)) + 1) * ", strconv.FormatUint(1<<(8*level), 10),
+		" - 1 FROM (SELECT arrayJoin(arrayZip(", st.bindIDs(ids), ", ", st.bind("Array(UInt64)", from), ", ", st.bind("Array(UInt64)", to), ")) AS span))")
 	return st.settings(l)
 }
 

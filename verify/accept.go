@@ -238,7 +238,7 @@ func (a *acceptance) keepChainFork(f *ledger.ChainFork) {
 	}
 	f.FoundAt = a.cfg.Now.UTC()
 	text, err := f.Encode()
-	path := filepath.Join(a.cfg.EvidenceDir, fmt.Sprintf("fork-%x-%d.json", f.Chain, f.Older.Size))
+	path := filepath.Join(a.cfg.EvidenceDir, fmt.Sprintf("chain-fork-%x-%d.json", f.Chain, f.Older.Size))
 	if err == nil {
 		err = writeFile(path, text)
 	}

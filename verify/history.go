@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
@@ -34,6 +35,9 @@ func (h *histories) newest() *statedEpoch { return h.epochs[len(h.epochs)-1] }
 const (
 	// maxRefused answers that do not come end the asking: the others would not come either.
 	maxRefused = 3
+	// mapRounds is how often an epoch is asked for, each time with API.Attempts, while the answer is 503: making its map may take longer than a
+	// request, and the next one finds it.
+	mapRounds = 4
 	// maxEvidence bounds the files that are written.
 	maxEvidence = 16
 )
@@ -98,6 +102,12 @@ func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
 func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
 	query := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size)
 	answer, err := h.chains(ctx, query)
+	for range mapRounds - 1 { // the map may still be being made
+		if status, ok := errors.AsType[*statusError](err); !ok || status.status != http.StatusServiceUnavailable {
+			break
+		}
+		answer, err = h.chains(ctx, query)
+	}
 	if err != nil {
 		return nil, err
 	}

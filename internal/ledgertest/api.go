@@ -87,7 +87,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.Spoil != nil {
 		answer = s.Spoil(asked, answer)
 	}
-	_, _ = w.Write(answer)
+	_, _ = w.Write(answer) //nolint:gosec // to a test
 }
 
 // tile answers C2SP tlog-tiles.
