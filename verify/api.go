@@ -33,7 +33,7 @@ type API struct {
 	Backoff time.Duration
 	// LeavesPerRequest, 1 to 10000. Default 5000.
 	LeavesPerRequest int
-	// MaxAnswerBytes of an answer that is no stream of leaves. Default 32 MiB.
+	// MaxAnswerBytes of an answer that is no stream of leaves; those of all older epochs together have at most twice that. Default 32 MiB.
 	MaxAnswerBytes int64
 	// MaxLineBytes of one leaf. Default 2 MiB: an event has at most 256 KiB, and JSON in JSON twice that.
 	MaxLineBytes int

@@ -26,6 +26,8 @@ type histories struct {
 	epochs []*statedEpoch
 	// sides are what the marks of each chain were made of, in their order; nil of one that nothing ties to a checkpoint.
 	sides map[ledger.ChainID][]*ledger.StatedChain
+	// left are the bytes that answers of older epochs may still have.
+	left int64
 	// gone are chains that an older epoch has, and the newest has not.
 	gone map[ledger.ChainID]bool
 }
@@ -100,17 +102,18 @@ func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
 // askEpoch asks what one epoch states, by the accepted checkpoint. It returns nil where that is not proven; the error says that it was not
 // answered.
 func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
-	query := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size)
-	answer, err := h.chains(ctx, query)
+	query, limit := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size), min(h.left, h.client.MaxAnswerBytes)
+	answer, err := h.chains(ctx, query, limit)
 	for range mapRounds - 1 { // the map may still be being made
 		if status, ok := errors.AsType[*statusError](err); !ok || status.status != http.StatusServiceUnavailable {
 			break
 		}
-		answer, err = h.chains(ctx, query)
+		answer, err = h.chains(ctx, query, limit)
 	}
 	if err != nil {
 		return nil, err
 	}
+	h.left -= answer.bytes
 	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
 	if err == nil && p.Index != index {
 		err = fmt.Errorf("it is of epoch %d", p.Index)
@@ -131,6 +134,8 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 	if entry == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}
+	p.Checkpoint = h.a.Signed // the answer's may have other signatures, which nobody has looked at
+	answer.Data.LogProof = string(p.Marshal())
 	return h.checkStatedEpoch(entry, answer), nil
 }
 
@@ -261,7 +266,7 @@ func (v *apiVerifier) askWitnessed(ctx context.Context, answer *chainsAnswer) (*
 	if before != nil && before.Size == newest.Size && before.Root != newest.Root { // it contradicts what was accepted before, whoever has seen it
 		return nil, nil //nolint:nilnil // accepting it says so
 	}
-	older, err := v.chains(ctx, "?witnessed=true")
+	older, err := v.chains(ctx, "?witnessed=true", v.client.MaxAnswerBytes)
 	if status, ok := errors.AsType[*statusError](err); ok && status.status < 500 { // there is none
 		return nil, nil //nolint:nilnil // the newest is what there is
 	}

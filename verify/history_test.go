@@ -61,6 +61,9 @@ func TestLedgerOlderEpochs(t *testing.T) {
 		"fewer lanes":  {data(func(d map[string]any) { d["lanes"] = 1 }), verify.ExitTampered, "CROSS-CHAIN"},
 		"no lanes":     {data(func(d map[string]any) { delete(d, "lanes") }), verify.ExitUndecided, "epoch 2: 0 lanes"},
 		"endless ones": {data(func(d map[string]any) { d["lanes"] = 4_000_000_000; d["chains"] = []any{} }), verify.ExitUndecided, "epoch 2: 4000000000 lanes"},
+		"no signature": {func(b []byte) []byte {
+			return bytes.Replace(b, []byte(`— example.com/ledger `), []byte(`— example.com/ledger AAAA`), 1)
+		}, verify.ExitVerified, "VERIFIED"},
 		"another incarnation": {
 			data(func(d map[string]any) { d["incarnation"] = strings.Repeat("cd", 16) }), verify.ExitTampered, "CROSS-CHAIN",
 		},
@@ -236,5 +239,21 @@ func TestChainForkOfHonestChain(t *testing.T) {
 	f.Older.Root, f.Range = head.Root(), head.Range
 	if err := f.Verify(trusted, time.Now()); err == nil {
 		t.Error("it convicts")
+	}
+}
+
+// All older epochs together have a limit.
+func TestLedgerOlderEpochsAreBounded(t *testing.T) {
+	a := newAPI(t, newLedger())
+	cfg := a.config()
+	a.Spoil = func(asked string, answer []byte) []byte {
+		if strings.Contains(asked, "?epoch=") {
+			return append(answer, bytes.Repeat([]byte(" "), 40_000)...)
+		}
+		return answer
+	}
+	r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey, MaxAnswerBytes: 50_000})
+	if err != nil || r.Exit != verify.ExitUndecided || r.Epochs != 3 || !strings.Contains(strings.Join(r.Undecided, " "), "it has more than") {
+		t.Error(r.Text())
 	}
 }

@@ -54,6 +54,8 @@ type apiVerifier struct {
 // chainsAnswer is the answer of GET /ledger/chains.
 type chainsAnswer struct {
 	Data statedChains `json:"data"`
+
+	bytes int64 // of the answer
 }
 
 // statedChains are a workspace's chains at an epoch, and its lanes that have none.
@@ -123,7 +125,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	}
 	v.report.Checkpoint.Behind = v.behind
 	h := &histories{
-		apiVerifier: v, a: a, keys: answer.Data.Keys, sides: map[ledger.ChainID][]*ledger.StatedChain{}, gone: map[ledger.ChainID]bool{},
+		apiVerifier: v, a: a, keys: answer.Data.Keys, left: 2 * v.client.MaxAnswerBytes, sides: map[ledger.ChainID][]*ledger.StatedChain{}, gone: map[ledger.ChainID]bool{},
 	}
 	h.epochs = []*statedEpoch{v.checkStatedEpoch(epoch, answer)}
 	if err := h.askOlder(ctx); err != nil {
@@ -157,7 +159,7 @@ func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAns
 	if newest, err = v.client.bytes(ctx, "/ledger/checkpoint", maxCheckpointBytes); err != nil {
 		return nil, nil, err
 	}
-	if answer, err = v.chains(ctx, ""); err != nil {
+	if answer, err = v.chains(ctx, "", v.client.MaxAnswerBytes); err != nil {
 		return nil, nil, err
 	}
 	older, err := v.askWitnessed(ctx, answer)
@@ -167,13 +169,13 @@ func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAns
 	return newest, answer, err
 }
 
-// chains asks for the chains.
-func (v *apiVerifier) chains(ctx context.Context, query string) (*chainsAnswer, error) {
-	text, err := v.client.bytes(ctx, "/ledger/chains"+query, v.client.MaxAnswerBytes)
+// chains asks for the chains, of which at most limit bytes are read.
+func (v *apiVerifier) chains(ctx context.Context, query string, limit int64) (*chainsAnswer, error) {
+	text, err := v.client.bytes(ctx, "/ledger/chains"+query, limit)
 	if err != nil {
 		return nil, err
 	}
-	answer := new(chainsAnswer)
+	answer := &chainsAnswer{bytes: int64(len(text))}
 	if err := unmarshal(text, answer, maxChainsElements, maxChainsValues); err != nil {
 		return nil, fmt.Errorf("GET /ledger/chains%s: %w: %w", query, errAnswer, err)
 	}
