@@ -270,3 +270,18 @@ func TestWitnessed(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseAsked(f *testing.F) {
+	f.Add("epoch=7&checkpoint=9&witnessed=false")
+	f.Add("witnessed=true")
+	f.Fuzz(func(t *testing.T, query string) {
+		q, err := parseAsked(query, paramEpoch, paramCheckpoint, paramWitnessed)
+		if err != nil {
+			refusal(t, err)
+			return
+		}
+		if q.witnessed && q.checkpoint != nil || q.epoch != nil && *q.epoch > ledger.MaxIndex {
+			t.Errorf("%s: %+v", query, q)
+		}
+	})
+}

@@ -257,3 +257,30 @@ func TestLedgerOlderEpochsAreBounded(t *testing.T) {
 		t.Error(r.Text())
 	}
 }
+
+// FuzzParseChainFork: what is read is written the same, and checking it ends.
+func FuzzParseChainFork(f *testing.F) {
+	f.Add([]byte(`{"format":"immutable/chain-fork/1","detail":"","found_at":"2026-11-24T10:00:00Z","chain":"00000000000000000000000000000000"}`))
+	f.Add([]byte(`{"format":"immutable/chain-fork/1","older":{"size":18446744073709551615,"map":{"siblings":null}},"range":["00"]}`))
+	trusted := trust(f, ledgertest.NewKey(ledgertest.Origin, 1).Verifier())
+	f.Fuzz(func(t *testing.T, text []byte) {
+		fork, err := ledger.ParseChainFork(text)
+		if err != nil {
+			return
+		}
+		if err := fork.Verify(trusted, ledgertest.Start); err == nil {
+			t.Errorf("%s convicts", text)
+		}
+		encoded, err := fork.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ledger.ParseChainFork(encoded)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if twice, _ := again.Encode(); !bytes.Equal(encoded, twice) {
+			t.Errorf("%s, then %s", encoded, twice)
+		}
+	})
+}

@@ -3,6 +3,8 @@ package verify
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
+	"slices"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -87,20 +89,29 @@ func (v *apiVerifier) checkLanes(e *statedEpoch) {
 }
 
 // checkSource: an API key is for one workspace, and a workspace has one incarnation, for ever. It returns under which name that is
-// remembered.
+// remembered. Another key may be for another workspace; whether the one that was verified before is still there is then not known.
 func (v *apiVerifier) checkSource(a *accepted, d *statedChains) (source string) {
 	fingerprint := sha256.Sum256([]byte("immutable/memory/key\x00" + v.client.Key))
-	source = fmt.Sprintf("%x %s", fingerprint[:8], v.client.URL)
+	source = fmt.Sprintf("%x", fingerprint[:8])
 	if a.remembered == nil {
 		return source
 	}
 	now := rememberedWorkspace{d.Workspace, d.Incarnation}
-	for name, before := range a.remembered.Sources {
-		if (name == source || before.Workspace == now.Workspace) && before != now {
+	others := map[rememberedWorkspace]bool{}
+	for _, name := range slices.Sorted(maps.Keys(a.remembered.Sources)) {
+		before := a.remembered.Sources[name]
+		switch {
+		case before == now:
+		case name == source || before.Workspace == now.Workspace:
 			v.report.faultf(ledger.RolledBack, "workspace %x, incarnation %x was verified before, and is %x, incarnation %x now: it was started afresh",
 				before.Workspace, before.Incarnation, now.Workspace, now.Incarnation)
 			return source
+		default:
+			others[before] = true
 		}
+	}
+	if len(others) > 0 {
+		v.report.notChecked("%d other workspaces of this log that were verified before with other API keys", len(others))
 	}
 	return source
 }

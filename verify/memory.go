@@ -44,7 +44,7 @@ type rememberedLog struct {
 	Epoch string `json:"epoch"`
 	// Chains by id, as they were recomputed then.
 	Chains map[ledger.ChainID]rememberedChain `json:"chains"`
-	// Sources says which workspace an API key has read where, by the key's fingerprint and the URL.
+	// Sources says which workspace an API key has read, by the key's fingerprint.
 	Sources map[string]rememberedWorkspace `json:"sources,omitzero"`
 }
 

@@ -136,7 +136,11 @@ func TestStartedAfresh(t *testing.T) {
 	// With another key it is another workspace, and no crime.
 	s.Key = "imk_other"
 	flags[2] = "--api-key=imk_other"
-	a.run(flags...).want(t, verify.ExitVerified)
+	r := a.run(flags...)
+	r.want(t, verify.ExitVerified)
+	if !strings.Contains(strings.Join(r.NotChecked, "\n"), "1 other workspaces") {
+		t.Error(r.output)
+	}
 }
 
 // TestHiddenLane: one chain of the workspace is left out of every answer.
