@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"math"
@@ -356,7 +357,7 @@ func (v *ChainVerifier) redactions(r *row, o *option) {
 		}
 		v.counts.Redacted++
 		v.tell(&Fault{
-			Verdict: Redacted, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
+			Verdict: Redacted, Chain: v.named(), Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
 			Detail: fmt.Sprintf("by sequence %d", r.Sequence),
 		})
 	}
@@ -405,21 +406,41 @@ func (v *ChainVerifier) Close() {
 		}
 		v.fault(verdict, v.counts.Size, max(last, 1)-1, [16]byte{}, fmt.Sprintf("the chain has %d leaves, it had %d", v.counts.Size, last))
 	}
-	var missing []*Fault
-	for id, all := range v.withheld {
-		for _, w := range all {
-			missing = append(missing, &Fault{
-				Verdict: Withheld, Chain: &v.chain, Sequence: &w.sequence, EventID: uuid.UUID(id).String(),
-				Detail: fmt.Sprintf("%q: missing, and no redaction covers it", w.paths),
-			})
+	v.tellWithheld()
+	v.flush()
+}
+
+// tellWithheld tells what no redaction covers, and forgets it.
+func (v *ChainVerifier) tellWithheld() {
+	type missing struct {
+		withheld
+
+		id [16]byte
+	}
+	var all []missing
+	for id, of := range v.withheld {
+		for _, w := range of {
+			all = append(all, missing{w, id})
 		}
 	}
-	slices.SortFunc(missing, func(a, b *Fault) int { return cmp.Compare(*a.Sequence, *b.Sequence) })
-	for _, f := range missing {
+	v.withheld, v.waiting = nil, 0
+	slices.SortFunc(all, func(a, b missing) int {
+		return cmp.Or(cmp.Compare(a.sequence, b.sequence), bytes.Compare(a.id[:], b.id[:]))
+	})
+	for i := range all {
+		w, sequence := &all[i], all[i].sequence
 		v.counts.Withheld++
-		v.tell(f)
+		v.tell(&Fault{
+			Verdict: Withheld, Chain: v.named(), Sequence: &sequence, EventID: uuid.UUID(w.id).String(),
+			Detail: fmt.Sprintf("%.500q: missing, and no redaction covers it", w.paths),
+		})
 	}
-	v.flush()
+}
+
+// named is the chain's name for a fault, which does not keep all that the verifier has.
+func (v *ChainVerifier) named() *ChainID {
+	id := v.chain
+	return &id
 }
 
 func compare(a, b uint64) int {
@@ -436,7 +457,7 @@ func compare(a, b uint64) int {
 // fault reports a finding at a run of leaves. Runs of missing leaves become one.
 func (v *ChainVerifier) fault(verdict Verdict, first, last uint64, id [16]byte, detail string) {
 	v.faults++
-	f := &Fault{Verdict: verdict, Chain: &v.chain, Sequence: &first, Detail: detail}
+	f := &Fault{Verdict: verdict, Chain: v.named(), Sequence: &first, Detail: detail}
 	if last != first {
 		f.Last = &last
 	}

@@ -28,7 +28,8 @@ type Config struct {
 	EvidenceDir string
 	// Epochs is how many epochs are compared with: the newest, the oldest, some evenly spread and as many at random. Default 64, at most 4096.
 	Epochs int
-	// Settle is how long to wait for the operator's tables to hold what the newest epoch covers. Default 10 s.
+	// Settle is how long to wait for the operator's tables, or the API, to hold what the newest epoch covers: those who write leaves may be behind the notary.
+	// Default 10 s.
 	Settle time.Duration
 	// MaxFaults is how many findings are listed; the others are counted. Default 1000.
 	MaxFaults int

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sync/semaphore"
@@ -334,7 +335,7 @@ func (v *apiVerifier) chainFault(verdict ledger.Verdict, c *apiChain, format str
 // verifyChains recomputes all chains that the newest epoch is proven to hold, with the roots that older ones state.
 func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainResult, error) {
 	run := &chainRun{cfg: v.cfg, report: v.report, conclude: true, repeats: ledger.RepeatLeaves}
-	room := semaphore.NewWeighted(v.client.MaxPagesBytes)
+	room, until := semaphore.NewWeighted(v.client.MaxPagesBytes), time.Now().Add(v.cfg.Settle)
 	var jobs []*chainJob
 	for i := range h.newest().answer.Chains {
 		c := &h.newest().answer.Chains[i]
@@ -342,7 +343,7 @@ func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainR
 			continue
 		}
 		run.expected += c.Size
-		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c, v.report, room}).leaves, marks: h.marks(c)})
+		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c, v.report, room, until}).leaves, marks: h.marks(c)})
 	}
 	results, err := run.verifyAll(ctx, jobs)
 	sentAgain := uint64(0)

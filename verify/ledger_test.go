@@ -31,7 +31,7 @@ func newAPI(tb testing.TB, l *ledgertest.Ledger) *api {
 func (a *api) config() verify.Config {
 	return verify.Config{
 		Trust: trust(a.t, ledgertest.NewKey(ledgertest.Origin, 1).Verifier()), Now: a.Ledger.Now().Add(time.Minute), MaxAge: 10 * time.Minute,
-		EvidenceDir: a.t.TempDir(), Workers: 2,
+		EvidenceDir: a.t.TempDir(), Workers: 2, Settle: time.Millisecond,
 	}
 }
 

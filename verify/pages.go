@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sync/semaphore"
@@ -22,6 +24,51 @@ type chainPages struct {
 	report *Report
 	// room is for the pages of all chains: API.MaxPagesBytes.
 	room *semaphore.Weighted
+	// until is how long to wait for leaves that the epoch covers and that are being written: the notary does not wait for those who write them.
+	until time.Time
+}
+
+// settle waits until the last leaf that the epoch covers is there with its content. Those who write leaves bring them in order.
+func (p *chainPages) settle(ctx context.Context) error {
+	tick := time.NewTicker(settleTick)
+	defer tick.Stop()
+	for p.chain.Size > 0 {
+		page, err := p.page(ctx, p.chain.Size-1, 1)
+		status, isStatus := errors.AsType[*statusError](err)
+		switch {
+		case err == nil:
+			page.batch.release()
+			if n := len(page.batch.leaves); n > 0 && page.batch.leaves[n-1].Sequence == p.chain.Size-1 && hasContent(&page.batch.leaves[n-1]) {
+				return nil
+			}
+		case !isStatus || status.status != http.StatusNotFound:
+			return nil // reading from the beginning says what is wrong
+		}
+		if !time.Now().Before(p.until) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the leaves: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+func hasContent(l *ledger.StoredLeaf) bool {
+	return l.Kind == ledger.KindGenesis || len(l.Body) > 0 || l.Disclosure != nil
+}
+
+// cut ends a page at a leaf that no epoch covers and whose content is not there: it may be about to be written.
+func (p *chainPages) cut(page *leafPage) {
+	for i := range page.batch.leaves {
+		if l := &page.batch.leaves[i]; l.Sequence >= p.chain.Size && !hasContent(l) {
+			p.report.notChecked("chain %x: leaves from sequence %d on, which no signed epoch covers: the content of that one is not there yet", p.chain.Chain, l.Sequence)
+			page.batch.leaves, page.more = page.batch.leaves[:i], false
+			return
+		}
+	}
 }
 
 // leafLine is a line of GET /ledger/leaves: a leaf, or the last one.
@@ -57,6 +104,9 @@ const (
 
 // leaves implements chainJob.leaves.
 func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error {
+	if err := p.settle(ctx); err != nil {
+		return err
+	}
 	end := p.chain.Size + min(p.MaxTail, math.MaxUint64-p.chain.Size)
 	limit, short := p.LeavesPerRequest, 0
 	for from := uint64(0); ; {
@@ -67,7 +117,7 @@ func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error 
 		asked := int(min(uint64(limit), end-from))
 		page, err := p.page(ctx, from, asked)
 		if errors.Is(err, errPageBytes) && asked > 1 {
-			limit = asked / 2
+			limit = max(1, min(len(page.lines), asked/2)) // as many as fit
 			continue
 		}
 		if status, ok := errors.AsType[*statusError](err); ok && status.status == http.StatusNotFound && from == 0 {
@@ -76,6 +126,7 @@ func (p *chainPages) leaves(ctx context.Context, each func(*batch) error) error 
 		if err != nil {
 			return err
 		}
+		p.cut(page)
 		if len(page.lines) < p.LeavesPerRequest/shareOfPage && page.bytes < p.MaxPageBytes/shareOfPage {
 			short++
 		}
@@ -116,10 +167,11 @@ type leafPage struct {
 // errPageBytes says that a page has more than API.MaxPageBytes.
 var errPageBytes = fmt.Errorf("%w: a page of leaves is too large", errAnswer)
 
-// page reads one page of at most limit leaves, once there is room for it. What it takes of that is given back by its batch.
+// page reads one page of at most limit leaves, once there is room for it. What it takes of that is given back by its batch. With an error it returns what
+// was read.
 func (p *chainPages) page(ctx context.Context, from uint64, limit int) (*leafPage, error) {
 	if err := p.room.Acquire(ctx, p.MaxPageBytes); err != nil {
-		return nil, fmt.Errorf("waiting for other pages: %w", err)
+		return &leafPage{}, fmt.Errorf("waiting for other pages: %w", err)
 	}
 	page := new(leafPage)
 	path := fmt.Sprintf("/ledger/leaves?chain=%x&from=%d&limit=%d", p.chain.Chain, from, limit)
@@ -133,7 +185,7 @@ func (p *chainPages) page(ctx context.Context, from uint64, limit int) (*leafPag
 	})
 	if err != nil {
 		p.room.Release(p.MaxPageBytes)
-		return nil, err
+		return page, err
 	}
 	p.room.Release(p.MaxPageBytes - page.bytes)
 	page.batch.release = func() { p.room.Release(page.bytes) }
@@ -169,8 +221,9 @@ func (p *chainPages) line(page *leafPage, text []byte, limit int) error {
 	}
 	stated, err := l.Leaf()
 	if err != nil {
+		sequence := l.Sequence // what points into the line keeps its body
 		page.batch.faults = append(page.batch.faults, &ledger.Fault{
-			Verdict: ledger.Modified, Chain: &l.Chain, Sequence: &l.Sequence, EventID: l.ID, Detail: fmt.Sprintf("%v", err),
+			Verdict: ledger.Modified, Chain: &p.chain.Chain, Sequence: &sequence, EventID: strings.Clone(shortened(l.ID)), Detail: fmt.Sprintf("%v", err),
 		})
 		return nil
 	}

@@ -111,6 +111,7 @@ type verifyLedgerCmd struct {
 	verifyFlags
 	MaxAge  time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
 	Timeout time.Duration `help:"Longest time for the whole verification; what is not verified by then is not decided. 0 for any." default:"0"`
+	Settle  time.Duration `help:"Time to wait for leaves that the newest epoch covers and that are being written." default:"10s"`
 	URL     string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
 	APIKey  string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
 	Epochs  int           `help:"How many epochs the chains are compared with: the newest, the oldest, some evenly spread and as many at random." default:"64"`
@@ -122,7 +123,8 @@ func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return c.print(p, nil, err)
 	}
-	cfg.MaxAge, cfg.Timeout, cfg.Epochs, cfg.Progress = c.MaxAge, c.Timeout, c.Epochs, progress(p.stderr)
+	cfg.MaxAge, cfg.Timeout, cfg.Settle, cfg.Epochs = c.MaxAge, c.Timeout, c.Settle, c.Epochs
+	cfg.Progress = progress(p.stderr)
 	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
 	return c.print(p, r, err)
 }
