@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -15,6 +16,9 @@ type Tables struct {
 	ClickHouse clickhouse.Config
 	// Kafka, where it has brokers, is where the events topic is: what it still has must be in the ledger.
 	Kafka kafka.Config
+	// SliceBytes is the most of one answer with rows of leaves or events, in bytes; one with more is asked for again in halves. Some of them are in memory for each
+	// core. Default 32 MiB; one event has at most 4 MiB, and a row with more is a finding.
+	SliceBytes uint64
 }
 
 // ClickHouse verifies the operator's own tables: every row's columns against its body, bodies against leaves, leaves against their chain's tree, all
@@ -32,6 +36,7 @@ func ClickHouse(ctx context.Context, cfg Config, tables Tables) (*Report, error)
 	if err := tables.ClickHouse.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
+	tables.SliceBytes = cmp.Or(tables.SliceBytes, 32<<20)
 	s := newStore(tables.ClickHouse, 2*cfg.Workers)
 	defer s.close()
 	v := &tableVerifier{cfg: &cfg, report: cfg.report("the tables of ClickHouse"), store: s, tables: tables}

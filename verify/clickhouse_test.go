@@ -224,3 +224,26 @@ func TestChainGone(t *testing.T) {
 		t.Errorf("want %s: %s", named, r.Text())
 	}
 }
+
+// However few bytes of rows are read at once, the same is verified; a row that is larger than they may be is a finding, and the others are verified.
+func TestSlices(t *testing.T) {
+	s := newTables(t, newLedger())
+	for bytes, exit := range map[uint64]int{20 << 10: verify.ExitVerified, 100: verify.ExitTampered} {
+		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), SliceBytes: bytes})
+		if err != nil || r.Exit != exit || exit == verify.ExitVerified && r.Leaves != 408 {
+			t.Errorf("%d: %v, %.3000s", bytes, err, r.Text())
+		}
+		if exit == verify.ExitTampered && !strings.Contains(r.Text(), "more bytes than any event has") {
+			t.Errorf("%.3000s", r.Text())
+		}
+	}
+}
+
+// A node of the root log that is no hashes is named, and ends nothing.
+func TestRootLogNode(t *testing.T) {
+	s := newTables(t, newLedger())
+	s.exec("ALTER TABLE root_log UPDATE node = 'x' WHERE entry_index = 3")
+	if r := s.verify(s.config()); r.Exit != verify.ExitTampered || len(r.Faults) != 1 || short(r.Faults[0]) != "MODIFIED sequence 3" {
+		t.Error(r.Text())
+	}
+}

@@ -145,9 +145,10 @@ func (v *tableVerifier) oneIdentity(groups []chainRows) chainRows {
 func (v *tableVerifier) verifyChains(ctx context.Context, chains []chainRows, old *rememberedLog) ([]*chainResult, error) {
 	run := &chainRun{cfg: v.cfg, report: v.report}
 	jobs := make([]*chainJob, len(chains))
+	rows := v.store.limited(v.tables.SliceBytes)
 	for i, c := range chains {
 		run.expected += c.rows
-		t := &chainTable{v.store, c, c.size}
+		t := &chainTable{rows, c, c.size}
 		jobs[i] = &chainJob{identity: c.identity, partition: c.ledgerPartition, marks: v.marks(c.ledgerPartition), leaves: t.leaves}
 		if c.identity.Chain() != c.chain {
 			jobs[i].leaves = func(context.Context, func(*batch) error) error { return nil } // it has been said

@@ -17,6 +17,8 @@ type logRow struct {
 	// hash and node are what is stored beside it, or in the tiles.
 	hash ledger.Hash
 	node []ledger.Hash
+	// unread says why node cannot be read.
+	unread error
 	// columns are what the operator's table says of it besides; nil from elsewhere.
 	columns *logColumns
 }
@@ -215,7 +217,7 @@ func (p *replay) settle(stated ledger.Hash) {
 	if p.damaged {
 		p.head.Size++
 		p.head.LastLeafHash = hash
-	} else if node := p.head.AppendHash(hash); !slices.Equal(node, h.node) {
+	} else if node := p.head.AppendHash(hash); h.unread != nil || !slices.Equal(node, h.node) {
 		p.checkNode(h, node)
 	}
 	if hash == h.computed {
@@ -226,6 +228,10 @@ func (p *replay) settle(stated ledger.Hash) {
 
 // checkNode compares the roots of the subtrees that an entry completes with those that are stored.
 func (p *replay) checkNode(h *heldRow, node []ledger.Hash) {
+	if h.unread != nil {
+		p.fault(ledger.Modified, h.index, h.index, "the stored node: %v", h.unread)
+		return
+	}
 	p.fault(ledger.Modified, h.index, h.index, "the tree gives node %x, stored is %x", node, h.node)
 }
 

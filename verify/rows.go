@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
 
@@ -12,7 +13,7 @@ import (
 	"getimmutable.dev/immutable/ledger"
 )
 
-// sequencesPerSlice bounds what is read of a chain at once: bodies of at most 256 KiB, of some hundred bytes as a rule.
+// sequencesPerSlice is how many leaves are read of a chain at once, fewer where they have more than Tables.SliceBytes.
 const sequencesPerSlice = 8192
 
 // place is what both tables say of a leaf.
@@ -152,7 +153,8 @@ type chainTable struct {
 
 // leaves implements chainJob.leaves.
 func (t *chainTable) leaves(ctx context.Context, each func(*batch) error) error {
-	for from := uint64(0); from < t.size; from += sequencesPerSlice {
+	width := uint64(sequencesPerSlice)
+	for from := uint64(0); from < t.size; {
 		if from > 0 && t.size-from > sequencesPerSlice {
 			// A sequence that somebody has put far beyond the others must not make this long.
 			next, err := t.next(ctx, from)
@@ -161,12 +163,26 @@ func (t *chainTable) leaves(ctx context.Context, each func(*batch) error) error 
 			}
 			from = next
 		}
-		b, err := t.slice(ctx, from, min(t.size, from+sequencesPerSlice))
-		if err != nil {
+		to := min(t.size, from+width)
+		b, err := t.slice(ctx, from, to)
+		switch {
+		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes) && width > 1:
+			width /= 2
+			continue
+		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes):
+			at := from
+			b = &batch{faults: []*ledger.Fault{{
+				Verdict: ledger.Modified, Chain: &t.rows.chain, Sequence: &at, Detail: "its rows have more bytes than any event has",
+			}}}
+		case err != nil:
 			return err
 		}
 		if err := each(b); err != nil {
 			return err
+		}
+		from = to
+		if width < sequencesPerSlice {
+			width *= 2
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -26,6 +28,15 @@ const clientName = "immutable-verify"
 // newStore dials nothing. Close it.
 func newStore(cfg clickhouse.Config, connections int) *store {
 	return &store{cfg: cfg, idle: make(chan *ch.Client, connections)}
+}
+
+// limited is the same store, but that ClickHouse refuses answers of more bytes: TOO_MANY_ROWS_OR_BYTES.
+func (s *store) limited(bytes uint64) *store {
+	limit := []ch.Setting{
+		{Key: "max_result_bytes", Value: strconv.FormatUint(bytes, 10), Important: true},
+		{Key: "result_overflow_mode", Value: "throw", Important: true},
+	}
+	return &store{cfg: s.cfg, idle: s.idle, settings: slices.Concat(s.settings, limit)}
 }
 
 func (s *store) close() {
@@ -99,10 +110,7 @@ func (t logTable) rows(ctx context.Context, from, to uint64, each func(*logRow) 
 		err := t.query(ctx, text, columns, func(rows int) error {
 			for i := range rows {
 				row := logRow{index: index[i], hash: ledger.Hash(hash.Row(i)), entry: entry.RowBytes(i)}
-				var err error
-				if row.node, err = hashes(node.RowBytes(i)); err != nil {
-					return fmt.Errorf("entry %d: node: %w", row.index, err)
-				}
+				row.node, row.unread = hashes(node.RowBytes(i))
 				row.columns = &logColumns{entryType.Row(i), at[i]}
 				if err := each(&row); err != nil {
 					return err
