@@ -95,7 +95,7 @@ func (c *Config) within(ctx context.Context) (context.Context, context.CancelFun
 
 // inTime takes the error of a run that came to an end because its time was over for what it is: a verification that is not decided.
 func (r *Report) inTime(ctx context.Context, err error) error {
-	if !errors.Is(context.Cause(ctx), errTimeout) {
+	if !errors.Is(context.Cause(ctx), errTimeout) || err == nil && len(r.Undecided) == 0 { // it was in time, if only just
 		return err
 	}
 	r.undecided("%v", errTimeout)
