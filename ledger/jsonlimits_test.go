@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -81,4 +83,32 @@ func TestWithheldLimit(t *testing.T) {
 	if kept := len(v.withheld); limited != 600-kept || kept*len(path) > maxWithheld || kept < 500 {
 		t.Errorf("%d events are kept, %d are not", kept, limited)
 	}
+}
+
+// FuzzLimitJSON: what is JSON has as many values as the standard library counts, and is refused with fewer.
+func FuzzLimitJSON(f *testing.F) {
+	for _, text := range []string{`{"a":[1,2,{"b":null}],"a":{}}`, `[[],[[]],"x"]`, `1`, `{"a"`, "\"\xff\"", `[1e400]`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if !json.Valid(text) || bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > 5000 {
+			_ = LimitJSON(text, 100, 100) // it ends; the decoder says what is wrong
+			return
+		}
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.UseNumber()
+		n := 0
+		for {
+			if _, err := d.Token(); err != nil {
+				break
+			}
+			n++
+		}
+		if err := LimitJSON(text, len(text), n); err != nil {
+			t.Errorf("%d values: %v", n, err)
+		}
+		if err := LimitJSON(text, len(text), n-1); !errors.Is(err, ErrJSONLimit) {
+			t.Errorf("%d values, one fewer is allowed: %v", n, err)
+		}
+	})
 }
