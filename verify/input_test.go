@@ -185,3 +185,43 @@ func TestInputGap(t *testing.T) {
 		t.Errorf("want %q:\n%s", want, r.Text())
 	}
 }
+
+// What is beyond the bounds of the accounting is not taken for sealed.
+func TestInputBeyondBounds(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		last uint64 // offset of the last leaf's record
+		want string
+	}{
+		// All that are looked into are retries of one event.
+		{"many retries", 10_100, "has 10061 records without a leaf; 10000 were looked into"},
+		{"an offset far beyond", 1 << 33, "has more than 4294967296 offsets"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := ledgertest.New()
+			c := l.Chain(1, 1, 0, 1) // in partition 1
+			l.Events(c, 40)
+			c.Leaves[40].Offset = tc.last
+			c.Reseal(40)
+			l.Epoch()
+			s := newTables(t, l)
+			cluster := kafkatest.Start(t)
+			value, err := proto.Marshal(&recordpb.Event{Id: c.Leaves[5].ID[:], Keyed: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var records []*kgo.Record
+			for range min(tc.last, 10_100) + 1 {
+				records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: value})
+			}
+			cluster.Produce(t, records...)
+			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Exit != verify.ExitUndecided || len(r.Undecided) != 1 || !strings.Contains(r.Undecided[0], tc.want) {
+				t.Errorf("want %q: %s", tc.want, r.Text())
+			}
+		})
+	}
+}

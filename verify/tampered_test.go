@@ -63,6 +63,11 @@ func TestTamperedTables(t *testing.T) {
 			l.Checkpoints[1] = l.Sign()
 			return l
 		}, false, func() {}, "", "covers no epoch"},
+		{"no event was ever sealed", func() *ledgertest.Ledger {
+			l := ledgertest.New()
+			l.Epoch()
+			return l
+		}, false, func() {}, "", ""},
 		{"the newest checkpoint is none", nil, false, exec("ALTER TABLE checkpoints UPDATE note = 'x' WHERE size = 7"), ledger.InvalidProof, "the newest checkpoint"},
 		{
 			"a checkpoint of another log", nil, false, exec("ALTER TABLE checkpoints UPDATE note = replace(note, 'example.com/ledger\\n', 'example.com/other\\n') WHERE size = 3"),
