@@ -164,27 +164,40 @@ func (i *installation) await(what string, condition func(ctx context.Context) er
 	}
 }
 
-// halts waits until a service is not ready for a reason.
-func (i *installation) halts(s *service, reason string) {
+// halts waits until one of some services, which leads, is not ready for a reason.
+func (i *installation) halts(reason string, services ...*service) {
 	i.t.Helper()
 	i.await("halting: "+reason, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr+"/readyz", nil)
-		if err != nil {
-			return err
+		var others error
+		for _, s := range services {
+			err := s.halted(ctx, reason)
+			if err == nil {
+				return nil
+			}
+			others = errors.Join(others, err)
 		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		text, err := io.ReadAll(resp.Body)
-		if err := errors.Join(err, resp.Body.Close()); err != nil {
-			return err
-		}
-		if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(text), reason) {
-			return fmt.Errorf("%s: %s", resp.Status, text)
-		}
-		return nil
+		return others
 	})
+}
+
+// halted says why a service is not known to be halted for a reason.
+func (s *service) halted(ctx context.Context, reason string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr+"/readyz", http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(text), reason) {
+		return fmt.Errorf("%s: %s", resp.Status, text)
+	}
+	return nil
 }
 
 func (i *installation) processor() *service {
@@ -307,13 +320,13 @@ func TestHaltsOnTruncation(t *testing.T) {
 	t.Parallel()
 	i := newInstallation(t)
 	i.produce(200)
-	seal, sign := i.processor(), i.notary("a", "a.lock")
+	seal, sign := i.processor(), i.notary("a", "lock")
 	i.awaitSigned(2)
 	i.stop(seal)
 	i.stop(sign)
 	i.remake(schemas.TopicLedger)
-	i.halts(i.processor(), "the ledger ends at 0: it was truncated")
-	i.halts(i.notary("a", "a.lock"), "halted (")
+	i.halts("the ledger ends at 0: it was truncated", i.processor())
+	i.halts("halted (", i.notary("a", "lock"))
 }
 
 // TestHaltsOnPartitions: attack 24. With another number of partitions the lanes of a workspace would be in others.
@@ -329,7 +342,7 @@ func TestHaltsOnPartitions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, s := range []*service{i.processor(), i.notary("a", "a.lock")} {
+	for _, s := range []*service{i.processor(), i.notary("a", "lock")} {
 		err := <-s.done
 		s.done <- err // for the cleanup
 		exit, ok := errors.AsType[*exec.ExitError](err)
@@ -356,7 +369,7 @@ func TestHaltsOfNotaries(t *testing.T) {
 
 	i.produce(100)
 	seal := i.processor()
-	one, two := i.notary("a", "a.lock", witnessed), i.notary("b", "b.lock", witnessed)
+	one, two := i.notary("a", "lock", witnessed), i.notary("b", "lock", witnessed)
 	for range 3 {
 		i.produce(50)
 		i.awaitSigned(1)
@@ -365,32 +378,20 @@ func TestHaltsOfNotaries(t *testing.T) {
 	i.stop(two)
 	i.stop(seal)
 
-	// The topics are those of the beginning, and the machine's lock file is that of today.
+	// The topics are those of the beginning, and the machine's lock file is that of today. Either of them leads.
 	i.remake(schemas.TopicCheckpoints, schemas.TopicNotaryState)
-	leader := i.leader("a", "b")
-	refuses := i.notary(leader, leader+".lock")
-	i.halts(refuses, "halted (lock): ")
-	i.stop(refuses)
+	one, two = i.notary("a", "lock"), i.notary("b", "lock")
+	i.halts("halted (lock): ", one, two)
+	i.stop(one)
+	i.stop(two)
 	// The lock file is of the beginning too.
-	refuses = i.notary(leader, "new.lock", witnessed)
-	i.halts(refuses, "halted (witness): ")
-	i.stop(refuses)
+	one, two = i.notary("a", "lock of the beginning", witnessed), i.notary("b", "lock of the beginning", witnessed)
+	i.halts("halted (witness): ", one, two)
+	i.stop(one)
+	i.stop(two)
 	if roots, err := i.signed(t.Context()); err != nil || len(roots) > 0 {
 		t.Errorf("it has signed %v: %v", roots, err)
 	}
-}
-
-// leader is the notary that has signed last.
-func (i *installation) leader(names ...string) (leader string) {
-	i.t.Helper()
-	var newest time.Time
-	for _, name := range names {
-		info, err := os.Stat(i.path(name + ".lock"))
-		if err == nil && info.ModTime().After(newest) {
-			leader, newest = name, info.ModTime()
-		}
-	}
-	return leader
 }
 
 func (i *installation) write(name, text string) {
