@@ -215,7 +215,10 @@ func (m *mutants) unitProbes(overlay, pkg string, which *regexp.Regexp) {
 		}
 		of := func(name string) *probe {
 			return &probe{name: pkg + "." + name, command: func(ctx context.Context) *exec.Cmd {
-				cmd := exec.CommandContext(ctx, binary, "-test.v", "-test.short="+strconv.FormatBool(pkg == "ledger"), "-test.failfast", "-test.run="+pattern(name))
+				cmd := exec.CommandContext(ctx, binary, "-test.v", "-test.failfast", "-test.run="+pattern(name))
+				if pkg == "ledger" {
+					cmd.Args = append(cmd.Args, "-test.short", "-rapid.nofailfile")
+				}
 				cmd.Dir, cmd.Env = filepath.Join(m.root, pkg), os.Environ()
 				return cmd
 			}}
