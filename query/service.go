@@ -1,6 +1,6 @@
 // Package query answers what has happened, from ClickHouse: the timeline, page by page, and single events. Every
 // statement is confined to the workspace of the caller's key, by selectFrom and nothing else, but those on the root log, which
-// is public. It proves what it answers, by the root log's checkpoints. It is also where what is configured is shown and changed
+// is public, and those that the map of all chains is made of, of which only hashes are shown. It proves what it answers, by the root log's checkpoints. It is also where what is configured is shown and changed
 // over HTTP, through package control.
 package query
 
