@@ -160,14 +160,43 @@ func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAns
 	if newest, err = v.client.bytes(ctx, "/ledger/checkpoint", maxCheckpointBytes); err != nil {
 		return nil, nil, err
 	}
-	if answer, err = v.chains(ctx, "", v.client.MaxAnswerBytes); err != nil {
-		return nil, nil, err
+	for until := time.Now().Add(v.cfg.Settle); ; {
+		if answer, err = v.chains(ctx, "", v.client.MaxAnswerBytes); err != nil {
+			return nil, nil, err
+		}
+		if !answer.behind() || time.Now().After(until) {
+			break
+		}
+		select { // what the API's map is made of may arrive after the checkpoint
+		case <-time.After(settleTick):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
 	}
 	older, err := v.askWitnessed(ctx, answer)
 	if older != nil {
 		answer = older
 	}
 	return newest, answer, err
+}
+
+// behind says whether the checkpoint covers a later epoch than the one that the chains are proven by, as far as the answer itself tells.
+func (c *chainsAnswer) behind() bool {
+	p, err := ledger.ParseLogProof([]byte(c.Data.LogProof))
+	if err != nil {
+		return false
+	}
+	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	if err != nil || p.Index >= stated.Size {
+		return false
+	}
+	after := stated.Size - 1 - p.Index
+	for _, k := range c.Data.Keys {
+		if e, err := ledger.ParseEntry([]byte(k.Entry)); err == nil && e.Index > p.Index && after > 0 {
+			after--
+		}
+	}
+	return after > 0
 }
 
 // chains asks for the chains, of which at most limit bytes are read.

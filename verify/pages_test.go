@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -163,6 +164,35 @@ func TestLedgerSettles(t *testing.T) {
 				t.Error(r.Text())
 			}
 		})
+	}
+}
+
+// Nor does the API's map come with the checkpoint: what is proven by the epoch before is asked for again.
+func TestLedgerMapSettles(t *testing.T) {
+	l := newLedger()
+	l.Epoch() // the same leaves
+	_, now := ask(t, l)
+	before := *now
+	before.Data.Epoch, before.Data.LogProof = string(l.Entries[6]), logProof(t, l, 6)
+	text, err := json.Marshal(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAPI(t, l)
+	asked := 0
+	a.Spoil = func(path string, answer []byte) []byte {
+		if path != "/ledger/chains" {
+			return answer
+		}
+		if asked++; asked < 3 {
+			return text
+		}
+		return answer
+	}
+	cfg := a.config()
+	cfg.Settle = time.Minute
+	if r := a.verify(cfg); r.Exit != verify.ExitVerified || asked != 3 {
+		t.Errorf("asked %d times: %s", asked, r.Text())
 	}
 }
 
