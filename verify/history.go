@@ -136,7 +136,22 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 	}
 	p.Checkpoint = h.a.Signed // the answer's may have other signatures, which nobody has looked at
 	answer.Data.LogProof = string(p.Marshal())
-	return h.checkStatedEpoch(entry, answer), nil
+	e := h.checkStatedEpoch(entry, answer)
+	e.forget()
+	return e, nil
+}
+
+// forget keeps of an answer what was proven, and nothing else of what it held.
+func (e *statedEpoch) forget() {
+	e.answer = &statedChains{Epoch: e.answer.Epoch, LogProof: e.answer.LogProof}
+	for id, c := range e.chains {
+		kept := *c
+		e.chains[id] = &kept
+	}
+	for id, p := range e.absent {
+		kept := *p
+		e.absent[id] = &kept
+	}
 }
 
 // checkFalls: a chain that an epoch has is in every later one, with no fewer leaves. The newest one has to show it; one in between that does
