@@ -128,12 +128,14 @@ func (c *Cluster) properties(b *broker, cfg Config) map[string]string {
 		"log.cleaner.dedupe.buffer.size":    strconv.Itoa(2 << 20),
 
 		// Little waiting.
-		"broker.session.timeout.ms":                                   "3000",
 		"broker.heartbeat.interval.ms":                                "500",
 		"group.initial.rebalance.delay.ms":                            "0",
 		"group.min.session.timeout.ms":                                "1000",
 		"add.partitions.to.txn.retry.backoff.ms":                      "1",
 		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+	}
+	if len(c.brokers) > 1 { // one alone has nobody to stand in for it, and must not lose its partitions on a busy machine
+		all["broker.session.timeout.ms"] = "3000"
 	}
 	if c.security != nil {
 		maps.Copy(all, c.security.properties())
