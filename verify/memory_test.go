@@ -22,12 +22,12 @@ func TestMemoryIsShared(t *testing.T) {
 	var running sync.WaitGroup
 	run := func(l *ledgertest.Ledger, origin string, workspace byte) {
 		a := newAPI(t, l)
-		a.Workspace = ledgertest.Workspace(workspace)
+		a.Workspace, a.Key = ledgertest.Workspace(workspace), fmt.Sprintf("imk_%d", workspace) // a key is of one workspace
 		cfg := a.config()
 		cfg.MemoryFile = path
 		cfg.Trust = trust(t, ledgertest.NewKey(origin, 1).Verifier())
 		running.Go(func() {
-			r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey})
+			r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: a.Key})
 			if err != nil || r.Exit != verify.ExitVerified {
 				t.Errorf("%s: %v, %s", origin, err, r.Text())
 			}
