@@ -278,9 +278,21 @@ func TestRedactedBundle(t *testing.T) {
 	}
 }
 
+// A disclosure of more fields than an event can have is not gone through.
+func TestLargeDisclosure(t *testing.T) {
+	leaf := BundleLeaf{Disclosure: make([]Disclosure, maxDisclosed+1)}
+	for i := range leaf.Disclosure {
+		leaf.Disclosure[i] = Disclosure{Path: fmt.Sprintf("/%04d", i), Commitment: &Hash{}}
+	}
+	if _, _, err := leaf.bodyRoot(); err == nil || !strings.Contains(err.Error(), "disclosure of 1025 fields") {
+		t.Error(err)
+	}
+}
+
 func TestParseRedaction(t *testing.T) {
 	const id = "00000000-0000-4000-8000-000000000000"
 	for _, body := range []string{
+		`{"metadata":{"event_id":"` + id + `","paths":["/a"` + strings.Repeat(`,"/a"`, maxDisclosed) + `]}}`,
 		"", "[]", `{"metadata":[]}`, `{"metadata":{"event_id":"` + id + `","paths":["/a"]}`, `{"metadata":{"event_id":1,"paths":["/a"]}}`, `{"metadata":{"event_id":"` + id + `"}}`,
 		`{"metadata":{"event_id":"` + id + `","paths":[]}}`, `{"metadata":{"paths":["/a"]}}`, `{}`,
 	} {

@@ -85,6 +85,15 @@ func TestWithheldLimit(t *testing.T) {
 	}
 }
 
+// What is no JSON is said to be none, and not too much.
+func TestLimitOfNoJSON(t *testing.T) {
+	for _, text := range []string{`{"a"`, `[1,]`, `{]`, `[`} {
+		if err := LimitJSON([]byte(text), 100, 100); err == nil || errors.Is(err, ErrJSONLimit) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 // FuzzLimitJSON: what is JSON has as many values as the standard library counts, and is refused with fewer.
 func FuzzLimitJSON(f *testing.F) {
 	for _, text := range []string{`{"a":[1,2,{"b":null}],"a":{}}`, `[[],[[]],"x"]`, `1`, `{"a"`, "\"\xff\"", `[1e400]`} {

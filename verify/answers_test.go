@@ -321,6 +321,26 @@ func TestEvidenceThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// Nor is that of a forked chain.
+func TestChainEvidenceThatCannotBeWritten(t *testing.T) {
+	l := newLedger()
+	c := l.Chains[0]
+	c.Leaves[30].Body = ledgertest.Body(99)
+	c.Reseal(30)
+	l.Events(c, 5)
+	l.Epoch()
+	a := newAPI(t, l)
+	cfg := a.config()
+	r := a.verify(cfg)
+	if r.Exit != verify.ExitTampered || len(r.Evidence) != 1 {
+		t.Fatal(r.Text())
+	}
+	cfg.EvidenceDir = r.Evidence[0] // a file, and no folder
+	if r := a.verify(cfg); r.Exit != verify.ExitTampered || len(r.Evidence) != 0 || !strings.Contains(strings.Join(r.Undecided, "\n"), "could not be written") {
+		t.Error(r.Text())
+	}
+}
+
 // An API that says nothing leaves everything open.
 func TestLedgerWithoutAnswers(t *testing.T) {
 	for _, path := range []string{"/ledger/checkpoint", "/ledger/chains"} {

@@ -42,6 +42,7 @@ func unneeded() map[string]string {
 		"verify/api.go lines: errors.Is(s.Err(), bufio.ErrTooLong)":                  another,
 		"verify/api.go once: e != \"\" && e != \"identity\"":                         another,
 		"verify/ledger.go run: err != nil":                                           another,
+		"verify/accept.go keepChainFork: err != nil":                                 "evidence that the verifier has made holds",
 		"verify/api.go lines: s.Err() != nil":                                        "an answer that breaks off lacks its last line",
 		"verify/api.go once: err != nil":                                             cannot,
 		"verify/api.go wholeLines: atEOF && len(data) > 0":                           "an answer that breaks off lacks its last line",
