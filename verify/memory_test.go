@@ -117,3 +117,61 @@ func TestMemoryIsLocked(t *testing.T) {
 		t.Error(r.Text())
 	}
 }
+
+// A memory that cannot be locked, or that somebody has spoilt meanwhile, is not written over.
+func TestMemoryThatCannotBeKept(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"a folder in the lock's place": func(path string) error { return errors.Join(os.Remove(path+".lock"), os.Mkdir(path+".lock", 0o700)) },
+		"spoilt":                       func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t, newLedger())
+			cfg := a.config()
+			cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+			var once sync.Once
+			a.Spoil = func(path string, answer []byte) []byte {
+				if path == "/ledger/leaves" {
+					once.Do(func() {
+						if err := spoil(cfg.MemoryFile); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				return answer
+			}
+			_, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey})
+			if !errors.Is(err, verify.ErrUsage) {
+				t.Error(err)
+			}
+			if text, err := os.ReadFile(cfg.MemoryFile); err == nil && string(text) != "{" {
+				t.Errorf("it was written over: %s", text)
+			}
+		})
+	}
+}
+
+// A workspace that was verified before with another API key is the same one, and was started afresh.
+func TestStartedAfreshUnderAnotherKey(t *testing.T) {
+	l := newLedger()
+	a := newAPI(t, l)
+	a.Key = "imk_a"
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	run := func() *verify.Report {
+		r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: a.Key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := run(); r.Exit != verify.ExitVerified {
+		t.Fatal(r.Text())
+	}
+	l.Chains[0].Leaves, l.Chains[1].Leaves = nil, nil
+	l.Events(l.Chain(1, 2, 0, 1), 30)
+	l.Epoch()
+	a.Key = "imk_b"
+	if r := run(); r.Exit != verify.ExitTampered || !strings.Contains(r.Text(), "it was started afresh") {
+		t.Error(r.Text())
+	}
+}

@@ -5,6 +5,7 @@ const (
 	another   = "what it refuses is refused right after it as well"
 	bound     = "it bounds memory: what is beyond it is found all the same"
 	cannot    = "it cannot come true with what is called before it"
+	stated    = "a chain without faults is as the newest epoch states it"
 	listed    = "what leads to it is listed already, and decides"
 	explained = "another finding names the leaf all the same"
 )
@@ -43,6 +44,14 @@ func unneeded() map[string]string {
 		"verify/api.go once: e != \"\" && e != \"identity\"":                         another,
 		"verify/ledger.go run: err != nil":                                           another,
 		"verify/accept.go keepChainFork: err != nil":                                 "evidence that the verifier has made holds",
+		"verify/duplicates.go checkRepeats: len(ids) > maxRepeated":                  "no test stores ten thousand events twice",
+		"verify/history.go remembered: is != nil":                                    stated,
+		"verify/history.go remembered: is.Size == c.Size":                            stated,
+		"verify/history.go remembered: is.Root == c.Root":                            stated,
+		"verify/history.go openQuietly: err != nil (3)":                              another,
+		"verify/ledger.go provenKeys: len(stated) > maxKeyChanges":                   another,
+		"verify/ledger.go provenKeys: err == nil":                                    "the keys that the replayed root log states are the ones that count",
+		"verify/memory.go updateMemory: err != nil (3)":                              "no test fills the disk",
 		"verify/api.go lines: s.Err() != nil":                                        "an answer that breaks off lacks its last line",
 		"verify/api.go once: err != nil":                                             cannot,
 		"verify/api.go wholeLines: atEOF && len(data) > 0":                           "an answer that breaks off lacks its last line",
