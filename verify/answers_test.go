@@ -396,6 +396,9 @@ func TestUsage(t *testing.T) {
 		r, err := run()
 		want := map[string]string{"settings": "trust file", "memory": "memory", "large": "it has more than", "no file": "no such file", "API": "API key"}
 		_, kind, _ := strings.Cut(name, ", ")
+		if failed := verify.Failed(err); failed.Exit != verify.ExitUsage || failed.Error == "" {
+			t.Errorf("%s: exit code %d: %s", name, failed.Exit, failed.Error)
+		}
 		if r != nil || !errors.Is(err, verify.ErrUsage) || !strings.Contains(fmt.Sprint(err), want[kind]) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"google.golang.org/protobuf/proto"
 
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
@@ -73,7 +76,14 @@ func TestTail(t *testing.T) {
 		if i == 23 {
 			hash[0] ^= 1 // another leaf was sealed there
 		}
-		value, err := proto.Marshal(&recordpb.Sealed{Chain: c.ID[:], Sequence: leaf.Sequence, LeafHash: hash[:]})
+		sealed := &recordpb.Sealed{Chain: slices.Clone(c.ID[:]), Sequence: leaf.Sequence, LeafHash: hash[:]}
+		switch i {
+		case 22:
+			sealed.Sequence++
+		case 24:
+			sealed.Chain[0] ^= 1
+		}
+		value, err := proto.Marshal(sealed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,9 +111,27 @@ func TestTail(t *testing.T) {
 		}
 	}
 	slices.Sort(inserted)
-	if want := []uint64{23, 25, 26}; r.Exit != verify.ExitTampered || !slices.Equal(inserted, want) {
+	if want := []uint64{22, 23, 24, 25, 26}; r.Exit != verify.ExitTampered || !slices.Equal(inserted, want) {
 		t.Errorf("inserted %v, want %v:\n%s", inserted, want, r.Text())
 	}
+	// Nor does it know what Kafka has deleted, or does not say.
+	again := func(want string) {
+		t.Helper()
+		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(strings.Join(r.Undecided, "\n"), want) {
+			t.Errorf("want %q: %s", want, r.Text())
+		}
+	}
+	topic := cluster.Config.Topic(schemas.TopicLedger)
+	if err := cluster.Fake.DeleteRecords(topic, 1, cluster.Fake.PartitionInfo(topic, 1).HighWatermark); err != nil {
+		t.Fatal(err)
+	}
+	again("Kafka does not have their place any more")
+	cluster.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.InvalidRequest})
+	again("leaves that no signed epoch covers yet were sealed: partition 1 of " + topic)
 	// Without Kafka it says that it does not know.
 	r = s.verify(s.config())
 	if text := r.Text(); r.Exit != verify.ExitVerified || !strings.Contains(text, "6 leaves that no signed epoch covers yet were sealed") {
