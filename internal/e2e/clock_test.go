@@ -66,7 +66,7 @@ func TestClock(t *testing.T) { //nolint:tparallel // one step follows the other
 			l := startLoad(uint64(901 + i))
 			l.acknowledges(t, 200)
 			if step.away {
-				broker.Stop(t, 1)
+				broker.Kill(1) // not stopped: docs/operations.md, Stopping Kafka
 				from := l.Stats().Unavailable
 				eventually(t, answered, func() error {
 					if l.Stats().Unavailable == from {

@@ -77,8 +77,8 @@ func TestOutages(t *testing.T) { //nolint:tparallel // one fault follows the oth
 		}
 		s.readableAgain(t)
 	})
-	t.Run("kafka stopped for a minute", func(t *testing.T) {
-		broker.Stop(t, 1)
+	t.Run("kafka killed for a minute", func(t *testing.T) {
+		broker.Kill(1) // not stopped: docs/operations.md, Stopping Kafka
 		refusedFor(t, s, l, outage)
 		broker.Restart(t, 1)
 		l.acknowledges(t, 500)

@@ -300,6 +300,7 @@ func (p *port) release() { _ = syscall.Close(p.fd) }
 type brokerLog struct {
 	mu       sync.Mutex
 	text     []byte
+	from     int // where in text what is expected may be
 	expected []byte
 	seen     chan struct{} // closed when expected has been printed; nil when nothing is expected
 }
@@ -310,7 +311,7 @@ const maxLogBytes = 64 << 10
 func (l *brokerLog) expect(text string) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.text, l.expected, l.seen = nil, []byte(text), make(chan struct{})
+	l.from, l.expected, l.seen = len(l.text), []byte(text), make(chan struct{})
 	return l.seen
 }
 
@@ -318,12 +319,12 @@ func (l *brokerLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text = append(l.text, p...)
-	if l.seen != nil && bytes.Contains(l.text, l.expected) {
+	if l.seen != nil && bytes.Contains(l.text[l.from:], l.expected) {
 		close(l.seen)
 		l.seen = nil
 	}
 	if over := len(l.text) - maxLogBytes; over > maxLogBytes {
-		l.text = slices.Delete(l.text, 0, over)
+		l.text, l.from = slices.Delete(l.text, 0, over), max(0, l.from-over)
 	}
 	return len(p), nil
 }
