@@ -1,6 +1,8 @@
 package verify_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,8 +12,12 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
+	"getimmutable.dev/immutable/internal/kafka/kafkatest"
 	"getimmutable.dev/immutable/internal/ledgertest"
 	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/verify"
@@ -136,6 +142,63 @@ func TestClickHouse(t *testing.T) {
 	if r.Exit != verify.ExitVerified || !slices.Equal(faults(r), want) {
 		t.Error(r.Text())
 	}
+}
+
+// What is found is not lost where something else cannot be asked: Kafka, or the tables from some time on.
+func TestFindingsOutliveOtherFailures(t *testing.T) {
+	tampered := func(t *testing.T) *tables {
+		t.Helper()
+		l := newLedger()
+		l.Events(l.Chains[0], 3) // which no epoch covers
+		s := newTables(t, l)
+		s.exec("ALTER TABLE events UPDATE actor_id = 'mallory' WHERE sequence = 30")
+		return s
+	}
+	check := func(t *testing.T, r *verify.Report, err error, undecided ...string) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Exit != verify.ExitTampered || r.Found[ledger.ColumnMismatch] != 3 {
+			t.Error(r.Text())
+		}
+		for _, want := range undecided {
+			if !slices.ContainsFunc(r.Undecided, func(is string) bool { return strings.HasPrefix(is, want) }) {
+				t.Errorf("it does not say that it has not decided %q:\n%s", want, r.Text())
+			}
+		}
+	}
+	t.Run("kafka", func(t *testing.T) {
+		s := tampered(t)
+		cluster := kafkatest.Start(t)
+		cluster.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Err: kerr.InvalidRequest, Count: -1})
+		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+		check(t, r, err, "whether 3 leaves that no signed epoch covers yet were sealed: ", "whether every record of the events topic has a leaf: ")
+	})
+	t.Run("clickhouse", func(t *testing.T) {
+		s := tampered(t)
+		cfg := s.config()
+		cfg.Progress = func(leaves, of uint64) {
+			if leaves == of {
+				s.exec("RENAME TABLE leaves TO gone")
+			}
+		}
+		r, err := verify.ClickHouse(t.Context(), cfg, verify.Tables{ClickHouse: s.server.Config()})
+		check(t, r, err, "leaves that no signed epoch covers yet: ", "the places in the input of the leaves of ledger partition ", "events that were sealed twice: ")
+	})
+	t.Run("stopped", func(t *testing.T) {
+		s := tampered(t)
+		cfg := s.config()
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg.Progress = func(leaves, of uint64) {
+			if leaves == of {
+				cancel()
+			}
+		}
+		if r, err := verify.ClickHouse(ctx, cfg, verify.Tables{ClickHouse: s.server.Config()}); !errors.Is(err, context.Canceled) {
+			t.Error(err, r)
+		}
+	})
 }
 
 // Who has the key writes a chain anew, and goes on with the same root log: no consistency proof sees it, the epochs before do.

@@ -93,11 +93,17 @@ func (c *Config) within(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, c.Timeout, errTimeout)
 }
 
-// inTime takes the error of a run that came to an end because its time was over for what it is: a verification that is not decided.
-func (r *Report) inTime(ctx context.Context, err error) error {
-	if !errors.Is(context.Cause(ctx), errTimeout) || err == nil && len(r.Undecided) == 0 { // it was in time, if only just
+// ended takes the error of a run for a verification that is not decided: where its time was over, and where it has verified or found anything
+// before that. It returns the others.
+func (r *Report) ended(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(context.Cause(ctx), errTimeout) && (err != nil || len(r.Undecided) > 0): // else it was in time, if only just
+		r.undecided("%v", errTimeout)
+	case err == nil:
+	case ctx.Err() != nil, errors.Is(err, ErrUsage), len(r.Found) == 0 && r.Checkpoint == nil && !r.content:
 		return err
+	default:
+		r.undecided("%v", err)
 	}
-	r.undecided("%v", errTimeout)
 	return nil
 }

@@ -84,7 +84,7 @@ func (v *tableVerifier) listChains(ctx context.Context, old *rememberedLog) ([]c
 			c.size = max(c.size, e.size)
 		}
 	}
-	return chains, v.awaitEvents(ctx, byID)
+	return chains, v.leaveOpen(ctx, "whether events holds the last leaf of each chain", v.awaitEvents(ctx, byID))
 }
 
 // awaitEvents waits until events holds the last leaf of each chain, which a writer may be about to put there.

@@ -28,6 +28,9 @@ const (
 	kafkaWait = 30 * time.Second
 )
 
+// unsealedInput is what is not decided where Kafka does not answer.
+const unsealedInput = "whether every record of the events topic has a leaf"
+
 // gaps finds records of the events topic that have no leaf although later ones have. The zero gaps, where no Kafka was named, finds none.
 type gaps struct {
 	client *kgo.Client
@@ -43,18 +46,19 @@ type gaps struct {
 	dead       map[string]bool // "topic partition offset" of what is on the dlq
 }
 
+// newGaps asks Kafka for the bounds of its topics. Where it does not answer there is the zero gaps beside the error.
 func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 	if len(v.tables.Kafka.Brokers) == 0 {
-		v.report.notChecked("whether every record of the events topic has a leaf: no Kafka was named")
+		v.report.notChecked("%s: no Kafka was named", unsealedInput)
 		return &gaps{}, nil
 	}
 	g := &gaps{tables: &v.tables, partition: -1}
 	opts, err := v.tables.Kafka.Options(slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, err
+		return &gaps{}, err
 	}
 	if g.client, err = kgo.NewClient(opts...); err != nil {
-		return nil, fmt.Errorf("opening kafka: %w", err)
+		return &gaps{}, fmt.Errorf("opening kafka: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, kafkaWait)
 	defer cancel()
@@ -67,7 +71,7 @@ func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 	}
 	if err != nil {
 		g.close()
-		return nil, fmt.Errorf("asking kafka: %w", err)
+		return &gaps{}, fmt.Errorf("asking kafka: %w", err)
 	}
 	return g, nil
 }
@@ -136,7 +140,7 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 		unsealed[id] = append(unsealed[id], uint64(r.Offset))
 	})
 	if err != nil {
-		v.report.undecided("whether every record of the events topic has a leaf: %v", err)
+		v.report.undecided("%s: %v", unsealedInput, err)
 		return ctx.Err()
 	}
 	if total > maxUnsealed {

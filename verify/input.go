@@ -39,7 +39,7 @@ func (v *tableVerifier) checkInput(ctx context.Context, results []*chainResult) 
 		v.report.notChecked("the places in the input of %d chains with faults, against those of other chains", len(faulty))
 	}
 	gaps, err := v.newGaps(ctx)
-	if err != nil {
+	if err := v.leaveOpen(ctx, unsealedInput, err); err != nil {
 		return err
 	}
 	defer gaps.close()
@@ -58,10 +58,10 @@ func (v *tableVerifier) checkInput(ctx context.Context, results []*chainResult) 
 			v.checkInputOrder(last, r)
 			last = r
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			err = gaps.check(ctx, v, p)
 		}
-		if err := gaps.check(ctx, v, p); err != nil {
+		if err := v.leaveOpen(ctx, fmt.Sprintf("the places in the input of the leaves of ledger partition %d", p), err); err != nil {
 			return err
 		}
 	}

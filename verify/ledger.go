@@ -33,7 +33,7 @@ func Ledger(ctx context.Context, cfg Config, api API) (*Report, error) {
 	v.acceptance = &acceptance{cfg: &cfg, report: v.report, memory: m}
 	ctx, cancel := cfg.within(ctx)
 	defer cancel()
-	if err := v.report.inTime(ctx, v.run(ctx)); err != nil {
+	if err := v.report.ended(ctx, v.run(ctx)); err != nil {
 		return nil, err
 	}
 	return v.report.finish(), nil

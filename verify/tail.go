@@ -71,12 +71,12 @@ func (v *tableVerifier) checkTail(ctx context.Context) error {
 		}
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, tailTimeout)
+	reading, cancel := context.WithTimeout(ctx, tailTimeout)
 	defer cancel()
-	unread, err := v.compareTail(ctx, rows)
+	unread, err := v.compareTail(reading, rows)
 	if err != nil {
 		v.report.undecided("whether %d leaves that no signed epoch covers yet were sealed: %v", len(rows), err)
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 	if unread > 0 {
 		v.report.undecided("whether %d leaves that no signed epoch covers yet were sealed: Kafka does not have their place any more", unread)
@@ -97,12 +97,14 @@ func (v *tableVerifier) compareTail(ctx context.Context, rows map[tailPlace]tail
 	defer client.Close()
 	topic := v.tables.Kafka.Topic(schemas.TopicLedger)
 	admin := kadm.NewClient(client)
-	starts, err := admin.ListStartOffsets(ctx, topic)
+	asking, cancel := context.WithTimeout(ctx, kafkaWait)
+	defer cancel()
+	starts, err := admin.ListStartOffsets(asking, topic)
 	if err != nil {
 		return 0, err
 	}
 	// After the rows were read: what a writer has put there is committed by now.
-	ends, err := admin.ListCommittedOffsets(ctx, topic)
+	ends, err := admin.ListCommittedOffsets(asking, topic)
 	if err != nil {
 		return 0, err
 	}
