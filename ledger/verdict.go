@@ -21,10 +21,10 @@ const (
 	CrossChain     Verdict = "CROSS-CHAIN"
 	NonCanonical   Verdict = "NON-CANONICAL"
 	ColumnMismatch Verdict = "COLUMN MISMATCH"
-	TimeAnomaly    Verdict = "TIME ANOMALY"
 	InputGap       Verdict = "INPUT GAP"
 	InvalidProof   Verdict = "INVALID PROOF"
 
+	TimeAnomaly  Verdict = "TIME ANOMALY"
 	Withheld     Verdict = "WITHHELD"
 	UnsealedTail Verdict = "UNSEALED TAIL"
 	Stale        Verdict = "STALE"

@@ -126,7 +126,7 @@ func (a *acceptance) replayTo(ctx context.Context, log rootLog, opened *ledger.O
 			return nil, err
 		}
 		err := p.run(ctx, log, opened.Size)
-		if err == nil && p.faults == 0 && !p.manyKeys && p.roots[opened.Size] == opened.Root && p.epochs.newest != nil {
+		if err == nil && len(tried.Faults) == 0 && !p.manyKeys && p.roots[opened.Size] == opened.Root && p.epochs.newest != nil {
 			p.report = a.report
 			a.report.Entries += tried.Entries
 			return p, nil

@@ -195,7 +195,7 @@ func exitOf(v ledger.Verdict) int {
 	switch v {
 	case ledger.Redacted, ledger.UnsealedTail:
 		return ExitVerified
-	case ledger.Withheld, ledger.Stale:
+	case ledger.Withheld, ledger.Stale, ledger.TimeAnomaly: // one of two clocks was wrong, or the record was: which one nothing tells
 		return ExitUndecided
 	case ledger.WrongKey, ledger.KeyOutOfRange, ledger.QuorumNotMet:
 		return ExitNotTrusted
