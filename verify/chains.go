@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -29,8 +30,19 @@ type chainJob struct {
 	// partition of the ledger topic; only the operator's tables have it.
 	partition uint16
 	marks     []ledger.Mark
+	// size is how many leaves are to be there.
+	size uint64
 	// leaves calls each with the chain's leaves from the genesis on.
 	leaves func(ctx context.Context, each func(*batch) error) error
+}
+
+// behindWriter is what the end of a chain that is missing looks like as well.
+const behindWriter = "; a writer that is further behind than --settle looks like that too"
+
+// ends says whether a finding is that the end of the chain is missing.
+func (j *chainJob) ends(f *ledger.Fault) bool {
+	last := cmp.Or(f.Last, f.Sequence)
+	return f.Verdict == ledger.Truncated || f.Verdict == ledger.Missing && last != nil && *last+1 >= j.size
 }
 
 // chainResult is what a chain came to.
@@ -79,6 +91,9 @@ func (c *chainRun) verify(ctx context.Context, job *chainJob) *chainResult {
 		case ledger.ColumnMismatch, ledger.Duplicate, ledger.TimeAnomaly, ledger.Redacted, ledger.Withheld:
 		default:
 			r.explain++
+		}
+		if job.ends(f) {
+			f.Detail += behindWriter
 		}
 		c.report.fault(f)
 	}

@@ -29,7 +29,7 @@ type Config struct {
 	// Epochs is how many epochs are compared with: the newest, the oldest, some evenly spread and as many at random. Default 64, at most 4096.
 	Epochs int
 	// Settle is how long to wait for the operator's tables, or the API, to hold what the newest epoch covers: those who write leaves may be behind the notary.
-	// Default 10 s.
+	// It waits only where something is not there. Default 1 min.
 	Settle time.Duration
 	// MaxFaults is how many findings are listed; the others are counted. Default 1000.
 	MaxFaults int
@@ -48,7 +48,7 @@ func (c Config) withDefaults() Config {
 		c.Epochs = 64
 	}
 	if c.Settle == 0 {
-		c.Settle = 10 * time.Second
+		c.Settle = time.Minute
 	}
 	if c.MemoryWait == 0 {
 		c.MemoryWait = 10 * time.Second

@@ -149,7 +149,7 @@ func (v *tableVerifier) verifyChains(ctx context.Context, chains []chainRows, ol
 	for i, c := range chains {
 		run.expected += c.rows
 		t := &chainTable{rows, c, c.size}
-		jobs[i] = &chainJob{identity: c.identity, partition: c.ledgerPartition, marks: v.marks(c.ledgerPartition), leaves: t.leaves}
+		jobs[i] = &chainJob{identity: c.identity, partition: c.ledgerPartition, marks: v.marks(c.ledgerPartition), size: c.size, leaves: t.leaves}
 		if c.identity.Chain() != c.chain {
 			jobs[i].leaves = func(context.Context, func(*batch) error) error { return nil } // it has been said
 		}
@@ -259,7 +259,7 @@ func (v *tableVerifier) locate(results []*chainResult, sound, at int) {
 		}
 	}
 	if there < e.Epoch.Chains {
-		v.report.faultf(ledger.Missing, "epoch %d covers %d chains, the tables have leaves of %d before its cut: the others are missing as a whole",
+		v.report.faultf(ledger.Missing, "epoch %d covers %d chains, the tables have leaves of %d before its cut: the others are missing as a whole"+behindWriter,
 			e.Index, e.Epoch.Chains, there)
 		return
 	}
@@ -276,9 +276,10 @@ func (v *tableVerifier) locate(results []*chainResult, sound, at int) {
 			changed = append(changed, r)
 		}
 	}
-	verdict, detail := ledger.Modified, "leaves were written anew with their hashes"
+	verdict, detail, hint := ledger.Modified, "leaves were written anew with their hashes", ""
 	if p, short := v.short(results, e); short {
 		verdict, detail = ledger.Truncated, fmt.Sprintf("the last leaves of ledger partition %d are missing", p)
+		hint = behindWriter
 	}
 	after := "since the beginning"
 	if sound >= 0 {
@@ -292,11 +293,11 @@ func (v *tableVerifier) locate(results []*chainResult, sound, at int) {
 		}
 		v.report.fault(&ledger.Fault{
 			Verdict: verdict, Chain: &r.id, Sequence: &first, Last: &last,
-			Detail: fmt.Sprintf("the chains do not give the map of epoch %d: %s, %s", e.Index, after, detail),
+			Detail: fmt.Sprintf("the chains do not give the map of epoch %d: %s, %s%s", e.Index, after, detail, hint),
 		})
 		return
 	}
-	v.report.faultf(verdict, "the chains do not give the map of epoch %d: %s, %s, in one of: %s", e.Index, after, detail, names(changed))
+	v.report.faultf(verdict, "the chains do not give the map of epoch %d: %s, %s, in one of: %s%s", e.Index, after, detail, names(changed), hint)
 }
 
 // short finds a ledger partition whose last leaf before an epoch's cut is not where it should be: just before the record that ended its transaction.

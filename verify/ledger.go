@@ -372,7 +372,9 @@ func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainR
 			continue
 		}
 		run.expected += c.Size
-		jobs = append(jobs, &chainJob{identity: c.identity(), leaves: (&chainPages{v.client, c, v.report, room, until}).leaves, marks: h.marks(c)})
+		jobs = append(jobs, &chainJob{
+			identity: c.identity(), leaves: (&chainPages{v.client, c, v.report, room, until}).leaves, marks: h.marks(c), size: c.Size,
+		})
 	}
 	results, err := run.verifyAll(ctx, jobs)
 	sentAgain := uint64(0)

@@ -167,6 +167,41 @@ func TestLedgerSettles(t *testing.T) {
 	}
 }
 
+// A writer that is further behind than is waited for looks like one that has lost the end, and the finding says so.
+func TestWriterFurtherBehind(t *testing.T) {
+	const hint = "a writer that is further behind than --settle looks like that too"
+	check := func(name, want string, r *verify.Report) {
+		t.Helper()
+		if r.Exit != verify.ExitTampered || !slices.ContainsFunc(r.Faults, func(f *ledger.Fault) bool {
+			return strings.HasPrefix(f.String(), want) && strings.HasSuffix(f.Detail, hint)
+		}) {
+			t.Errorf("%s: want %s with the hint: %s", name, want, r.Text())
+		}
+	}
+	l := newLedger()
+	s := newTables(t, l)
+	c, whole := l.Chains[0], l.Chains[2]
+	for _, table := range []string{"leaves", "events"} {
+		s.exec("ALTER TABLE %s DELETE WHERE chain = unhex('%x') AND sequence > 95", table, c.ID)
+	}
+	check("clickhouse", "TRUNCATED: the chains do not give the map of epoch 6", s.verify(s.config()))
+	s.exec("ALTER TABLE leaves DELETE WHERE chain = unhex('%x')", whole.ID)
+	s.exec("ALTER TABLE events DELETE WHERE chain = unhex('%x')", whole.ID)
+	check("clickhouse, a whole chain", "MISSING: epoch ", s.verify(s.config()))
+	s = newTables(t, l)
+	s.exec("ALTER TABLE events DELETE WHERE chain = unhex('%x') AND sequence > 95", c.ID)
+	check("clickhouse, content", fmt.Sprintf("MISSING chain %x sequence 96..100", c.ID), s.verify(s.config()))
+	a := newAPI(t, l)
+	c.Leaves = c.Leaves[:96]
+	check("ledger", fmt.Sprintf("TRUNCATED chain %x", c.ID), a.verify(a.config()))
+	c.Leaves = append(c.Leaves[:50:50], c.Leaves[60:]...) // in the middle it is no writer
+	for _, f := range a.verify(a.config()).Faults {
+		if f.Verdict == ledger.Missing && strings.Contains(f.Detail, hint) {
+			t.Error(f)
+		}
+	}
+}
+
 // Nor does the API's map come with the checkpoint: what is proven by the epoch before is asked for again.
 func TestLedgerMapSettles(t *testing.T) {
 	l := newLedger()

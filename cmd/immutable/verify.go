@@ -111,7 +111,7 @@ type verifyLedgerCmd struct {
 	verifyFlags
 	MaxAge  time.Duration `help:"Greatest age of the newest epoch; 0 for any. There is one each minute." default:"10m"`
 	Timeout time.Duration `help:"Longest time for the whole verification; what is not verified by then is not decided. 0 for any." default:"0"`
-	Settle  time.Duration `help:"Time to wait for leaves that the newest epoch covers and that are being written." default:"10s"`
+	Settle  time.Duration `help:"Longest time to wait for leaves that the newest epoch covers and that are not there yet." default:"1m"`
 	URL     string        `name:"url" help:"Where the API is, as in https://audit.example.com." placeholder:"URL" required:""`
 	APIKey  string        `name:"api-key" help:"API key of scope events:read." placeholder:"KEY" required:""`
 	Epochs  int           `help:"How many epochs the chains are compared with: the newest, the oldest, some evenly spread and as many at random." default:"64"`
@@ -138,7 +138,7 @@ type verifyClickHouseCmd struct {
 	CA           string        `name:"clickhouse-tls-ca" help:"PEM file of the certificates to trust instead of the system's." placeholder:"FILE"`
 	Epochs       int           `help:"How many epochs are recomputed: the newest, the oldest, some evenly spread and as many at random." default:"64"`
 	Timeout      time.Duration `help:"Longest time for the whole verification; what is not verified by then is not decided. 0 for any." default:"0"`
-	Settle       time.Duration `help:"Time to wait for rows that the newest epoch covers and that are being written." default:"10s"`
+	Settle       time.Duration `help:"Longest time to wait for rows that the newest epoch covers and that are not there yet." default:"1m"`
 }
 
 // Run prints what was found.
