@@ -2,25 +2,46 @@ package ledger
 
 import "fmt"
 
-// RepeatLeaves is how far apart an event may be in the ledger, in offsets of its topic, without having been a retry that came too late: the
-// processor seals no id again that is among the last 200,000 leaves of its partition, and there are no more leaves than offsets.
-const RepeatLeaves = 200_000
+const (
+	// RepeatLeaves is in how many leaves of a partition the processor looks for an id before it seals it.
+	RepeatLeaves = 200_000
+	// repeatInputs is how far apart two records of one event are in the input, in offsets, where the processor no longer knew the first: what is not
+	// an event among the leaves, a genesis, has no record.
+	repeatInputs = RepeatLeaves / 10 * 9
+	// repeatAge is after how long it may not have known it although it is nearer, in microseconds: the last ids of a partition, up to a thousand, are
+	// restored from the ledger topic, if that still has them.
+	repeatAge = 7 * 24 * 3600 * 1_000_000
+)
 
-// A Sighting is an event's place in the ledger, as far as it matters where its id comes twice.
+// A Sighting is an event's place in the ledger, as far as it matters where its id comes twice: nothing but what its leaf commits to.
 type Sighting struct {
 	ID         [16]byte
 	RecordedAt int64 // microseconds since 1970
-	// Partition of the ledger topic, and offset in it.
-	Partition uint16
-	Offset    uint64
-	Sequence  uint64
+	// Generation, Partition and Offset of its record in the input.
+	Generation, Partition uint16
+	Offset                uint64
+	Sequence              uint64
+}
+
+// Sighting returns the leaf's.
+func (l *Leaf) Sighting() Sighting {
+	return Sighting{l.ID, l.RecordedAt, l.Generation, l.Partition, l.Offset, l.Sequence}
 }
 
 // SentAgain says whether two leaves with one id may be an event that its producer sent again, when the processor no longer knew it: it
-// has an idempotency key, was accepted twice, and is far from where it was. All else that comes twice was replayed behind ingest's back.
+// has an idempotency key, was accepted twice, and is far from where it was, or long after. All else that comes twice was replayed behind ingest's back.
 func (s *Sighting) SentAgain(again *Sighting) bool {
-	distance := max(s.Offset, again.Offset) - min(s.Offset, again.Offset)
-	return s.ID[6]>>4 == 8 && s.RecordedAt != again.RecordedAt && s.Partition == again.Partition && distance > RepeatLeaves
+	switch {
+	case s.ID[6]>>4 != 8 || s.RecordedAt == again.RecordedAt:
+		return false
+	case s.Generation != again.Generation:
+		return true
+	case s.Partition != again.Partition:
+		return false
+	}
+	inputs := max(s.Offset, again.Offset) - min(s.Offset, again.Offset)
+	age := uint64(max(s.RecordedAt, again.RecordedAt)) - uint64(min(s.RecordedAt, again.RecordedAt))
+	return inputs >= repeatInputs || age >= repeatAge
 }
 
 // sightings are the last events of a chain, by their ids: some 100 bytes each.
@@ -62,7 +83,7 @@ func (v *ChainVerifier) checkRepeat(r *row, o *option) {
 	if v.sightings.most == 0 || o.how != holds || r.Kind == KindGenesis {
 		return
 	}
-	seen := Sighting{ID: r.ID, RecordedAt: r.RecordedAt, Offset: r.offset, Sequence: r.Sequence}
+	seen := r.Sighting()
 	before, again := v.sightings.see(&seen)
 	switch {
 	case !again:

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"math"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -32,23 +33,29 @@ func TestSightings(t *testing.T) {
 }
 
 func TestSentAgain(t *testing.T) {
-	const far = RepeatLeaves + 1
+	const far, week = 180_000, 7 * 24 * 3600 * 1_000_000
+	first := Sighting{ID: [16]byte{6: 0x80}, RecordedAt: 1, Generation: 1, Partition: 3, Offset: 1000}
 	for name, tc := range map[string]struct {
 		again Sighting
 		want  bool
 	}{
-		"late":                 {Sighting{RecordedAt: 2, Offset: far}, true},
-		"in the window":        {Sighting{RecordedAt: 2, Offset: RepeatLeaves}, false},
-		"the same record":      {Sighting{RecordedAt: 1, Offset: far}, false},
-		"on another partition": {Sighting{RecordedAt: 2, Offset: far, Partition: 1}, false},
+		"far behind":                   {Sighting{RecordedAt: 2, Generation: 1, Partition: 3, Offset: 1000 + far}, true},
+		"in the window":                {Sighting{RecordedAt: 2, Generation: 1, Partition: 3, Offset: 1000 + far - 1}, false},
+		"a week later":                 {Sighting{RecordedAt: 1 + week, Generation: 1, Partition: 3, Offset: 1001}, true},
+		"almost a week later":          {Sighting{RecordedAt: week, Generation: 1, Partition: 3, Offset: 1001}, false},
+		"times as far as can be":       {Sighting{RecordedAt: math.MinInt64, Generation: 1, Partition: 3, Offset: 1001}, true},
+		"a copy, far behind":           {Sighting{RecordedAt: 1, Generation: 1, Partition: 3, Offset: 1000 + far}, false},
+		"a copy in another generation": {Sighting{RecordedAt: 1, Generation: 2, Partition: 3, Offset: 1000}, false},
+		"in another generation":        {Sighting{RecordedAt: 2, Generation: 2, Partition: 3, Offset: 1000}, true},
+		"on another partition":         {Sighting{RecordedAt: 1 + week, Generation: 1, Partition: 4, Offset: 1000 + far}, false},
 	} {
-		first := Sighting{ID: [16]byte{6: 0x80}, RecordedAt: 1}
 		tc.again.ID = first.ID
 		if got, back := first.SentAgain(&tc.again), tc.again.SentAgain(&first); got != tc.want || back != tc.want {
 			t.Errorf("%s: %t, %t", name, got, back)
 		}
-		first.ID[6], tc.again.ID[6] = 0x70, 0x70
-		if first.SentAgain(&tc.again) {
+		one := first
+		one.ID[6], tc.again.ID[6] = 0x70, 0x70
+		if one.SentAgain(&tc.again) {
 			t.Errorf("%s: without an idempotency key", name)
 		}
 	}

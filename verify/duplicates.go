@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
@@ -12,11 +11,9 @@ import (
 )
 
 const (
-	// maxRepeated is how many ids that come twice are looked into.
-	maxRepeated = 10_000
-	// repeatedAtOnce is how many are asked for in one statement.
-	repeatedAtOnce = 500
-	// groupBytes is what ClickHouse keeps in memory of all ids; what is more it writes to disk.
+	// repeatedAtOnce is how many ids that come twice are asked for in one statement.
+	repeatedAtOnce = 10_000
+	// groupBytes is what ClickHouse keeps in memory of all ids, and of rows to be sorted; what is more it writes to disk.
 	groupBytes = 256 << 20
 )
 
@@ -30,37 +27,32 @@ type repeated struct {
 
 // checkRepeats looks for events that were sealed twice, anywhere in a workspace. Rows that are at fault already are no leaves.
 func (v *tableVerifier) checkRepeats(ctx context.Context) error {
-	ids, err := v.store.repeatedIDs(ctx)
-	if err != nil {
-		return err
+	var before repeated
+	sentAgain := uint64(0)
+	each := func(again *repeated) {
+		switch {
+		case before.ID != again.ID || before.workspace != again.workspace:
+		case before.chain == again.chain && before.Sequence == again.Sequence: // one leaf, stored twice
+		case v.report.names(before.chain, before.Sequence) || v.report.names(again.chain, again.Sequence):
+		case before.SentAgain(&again.Sighting):
+			sentAgain++
+		default:
+			sequence, chain := again.Sequence, again.chain
+			v.report.fault(&ledger.Fault{
+				Verdict: ledger.Duplicate, Chain: &chain, Sequence: &sequence, EventID: uuid.UUID(again.ID).String(),
+				Detail: fmt.Sprintf("the event was sealed before, as sequence %d of chain %x", before.Sequence, before.chain),
+			})
+		}
+		before = *again
 	}
-	if len(ids) > maxRepeated {
-		ids = ids[:maxRepeated]
-		v.report.undecided("more than %d event ids come twice: only so many were looked into", maxRepeated)
-	}
-	sentAgain := 0
-	for first := 0; first < len(ids); first += repeatedAtOnce {
-		rows, err := v.store.repeats(ctx, ids[first:min(len(ids), first+repeatedAtOnce)])
+	for more := true; more; {
+		ids, err := v.store.repeats(ctx, before.workspace, before.ID, each)
 		if err != nil {
 			return err
 		}
-		for i := 1; i < len(rows); i++ {
-			before, again := &rows[i-1], &rows[i]
-			switch {
-			case before.ID != again.ID || before.workspace != again.workspace:
-			case before.chain == again.chain && before.Sequence == again.Sequence: // one leaf, stored twice
-			case v.report.names(before.chain, before.Sequence) || v.report.names(again.chain, again.Sequence):
-			case before.SentAgain(&again.Sighting):
-				sentAgain++
-			default:
-				v.report.fault(&ledger.Fault{
-					Verdict: ledger.Duplicate, Chain: &again.chain, Sequence: &again.Sequence, EventID: uuid.UUID(again.ID).String(),
-					Detail: fmt.Sprintf("the event was sealed before, as sequence %d of chain %x", before.Sequence, before.chain),
-				})
-			}
-		}
+		more = ids == repeatedAtOnce
 	}
-	v.report.sentAgain(uint64(sentAgain))
+	v.report.sentAgain(sentAgain)
 	return nil
 }
 
@@ -86,62 +78,52 @@ func (r *Report) names(chain ledger.ChainID, sequence uint64) bool {
 // sentAgain notes retries that came too late.
 func (r *Report) sentAgain(n uint64) {
 	if n > 0 {
-		r.notef("%d events with an idempotency key are there twice: they were sent again more than %d leaves later, which the processor does not notice",
-			n, ledger.RepeatLeaves)
+		r.notef("%d events with an idempotency key are there twice: they were sent again so late that the processor no longer knew them", n)
 	}
 }
 
-// repeatedID is an id that several rows of leaves have.
-type repeatedID struct{ workspace, id [16]byte }
-
-// repeatedIDs returns at most one more than maxRepeated.
-func (s *store) repeatedIDs(ctx context.Context) (ids []repeatedID, err error) {
-	workspace, id := proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}
-	text := fmt.Sprintf("SELECT workspace, id FROM leaves WHERE kind != %d GROUP BY workspace, id HAVING count() > 1 LIMIT %d "+
-		"SETTINGS max_bytes_before_external_group_by = %d", ledger.KindGenesis, maxRepeated+1, groupBytes)
-	err = s.query(ctx, text, proto.Results{{Name: "workspace", Data: &workspace}, {Name: "id", Data: &id}}, func(rows int) error {
+// repeats calls each with the leaves whose ids come twice in their workspace, those of one id together, in the order of the input: of the next
+// repeatedAtOnce ids after one of a workspace. It returns of how many ids there were.
+func (s *store) repeats(ctx context.Context, workspace, id [16]byte, each func(*repeated)) (ids int, err error) {
+	var (
+		workspaces, allIDs, chain = proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}
+		sequence, offset          proto.ColUInt64
+		generation, partition     proto.ColUInt16
+		recordedAt                proto.ColInt64
+	)
+	columns := proto.Results{
+		{Name: "workspace", Data: &workspaces},
+		{Name: "id", Data: &allIDs},
+		{Name: "chain", Data: &chain},
+		{Name: "sequence", Data: &sequence},
+		{Name: "input_generation", Data: &generation},
+		{Name: "input_partition", Data: &partition},
+		{Name: "input_offset", Data: &offset},
+		{Name: "at", Data: &recordedAt},
+	}
+	const text = "SELECT workspace, id, chain, sequence, input_generation, input_partition, input_offset, toUnixTimestamp64Micro(recorded_at) AS at " +
+		"FROM leaves WHERE kind != %[1]d AND (workspace, id) IN (" +
+		"SELECT workspace, id FROM leaves WHERE kind != %[1]d AND (workspace > %[2]s OR workspace = %[2]s AND id > %[3]s) " +
+		"GROUP BY workspace, id HAVING count() > 1 ORDER BY workspace, id LIMIT %[4]d" +
+		") ORDER BY workspace, id, input_generation, input_partition, input_offset, chain, sequence " +
+		"SETTINGS max_bytes_before_external_group_by = %[5]d, max_bytes_before_external_sort = %[5]d"
+	var last struct{ workspace, id [16]byte }
+	err = s.query(ctx, fmt.Sprintf(text, ledger.KindGenesis, sql(workspace[:]), sql(id[:]), repeatedAtOnce, groupBytes), columns, func(rows int) error {
 		for i := range rows {
-			ids = append(ids, repeatedID{[16]byte(workspace.Row(i)), [16]byte(id.Row(i))})
+			r := &repeated{
+				Sighting: ledger.Sighting{
+					ID: [16]byte(allIDs.Row(i)), RecordedAt: recordedAt[i], Generation: generation[i], Partition: partition[i], Offset: offset[i],
+					Sequence: sequence[i],
+				},
+				workspace: [16]byte(workspaces.Row(i)), chain: ledger.ChainID(chain.Row(i)),
+			}
+			if ids == 0 || last.workspace != r.workspace || last.id != r.ID {
+				ids++
+				last.workspace, last.id = r.workspace, r.ID
+			}
+			each(r)
 		}
 		return nil
 	})
 	return ids, err
-}
-
-// repeats returns the rows with these ids, those of one id together, in the order of the ledger.
-func (s *store) repeats(ctx context.Context, ids []repeatedID) (all []repeated, err error) {
-	var (
-		workspace, id, chain = proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}, proto.ColFixedStr{Size: 16}
-		sequence, offset     proto.ColUInt64
-		partition            proto.ColUInt16
-		recordedAt           proto.ColInt64
-	)
-	columns := proto.Results{
-		{Name: "workspace", Data: &workspace},
-		{Name: "id", Data: &id},
-		{Name: "chain", Data: &chain},
-		{Name: "sequence", Data: &sequence},
-		{Name: "ledger_partition", Data: &partition},
-		{Name: "ledger_offset", Data: &offset},
-		{Name: "at", Data: &recordedAt},
-	}
-	list := make([]string, len(ids))
-	for i := range ids {
-		list[i] = sql(ids[i].id[:])
-	}
-	text := fmt.Sprintf("SELECT workspace, id, chain, sequence, ledger_partition, ledger_offset, toUnixTimestamp64Micro(recorded_at) AS at FROM leaves "+
-		"WHERE kind != %d AND id IN (%s) ORDER BY workspace, id, ledger_partition, ledger_offset, chain, sequence",
-		ledger.KindGenesis, strings.Join(list, ","))
-	err = s.query(ctx, text, columns, func(rows int) error {
-		for i := range rows {
-			all = append(all, repeated{
-				Sighting: ledger.Sighting{
-					ID: [16]byte(id.Row(i)), RecordedAt: recordedAt[i], Partition: partition[i], Offset: offset[i], Sequence: sequence[i],
-				},
-				workspace: [16]byte(workspace.Row(i)), chain: ledger.ChainID(chain.Row(i)),
-			})
-		}
-		return nil
-	})
-	return all, err
 }

@@ -38,10 +38,10 @@ func replayed() *ledgertest.Ledger {
 	keyed(a, 61)
 	late := replay(a, a, 61)
 	late.RecordedAt++
-	late.LedgerOffset += 2 * ledger.RepeatLeaves
+	late.Offset += 2 * ledger.RepeatLeaves
 	keyed(a, 62)
 	late = replay(a, a, 62) // byte for byte, however late
-	late.LedgerOffset += 2 * ledger.RepeatLeaves
+	late.Offset += 2 * ledger.RepeatLeaves
 	a.Reseal(60)
 	l.Rebuild()
 	l.Epoch()

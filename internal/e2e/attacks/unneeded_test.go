@@ -43,7 +43,6 @@ func unneeded() map[string]string {
 		"verify/api.go once: e != \"\" && e != \"identity\"":                         another,
 		"verify/ledger.go run: err != nil":                                           another,
 		"verify/accept.go keepChainFork: err != nil":                                 "evidence that the verifier has made holds",
-		"verify/duplicates.go checkRepeats: len(ids) > maxRepeated":                  "no test stores ten thousand events twice",
 		"verify/history.go remembered: is != nil":                                    stated,
 		"verify/history.go remembered: is.Size == c.Size":                            stated,
 		"verify/history.go remembered: is.Root == c.Root":                            stated,
