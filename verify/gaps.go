@@ -22,6 +22,8 @@ import (
 const (
 	// maxInputs is how many offsets of one partition of the events topic are compared: a bit each.
 	maxInputs = 1 << 32
+	// maxDead is how many records of the events topic that are on the dlq are kept: some 40 bytes each.
+	maxDead = 1_000_000
 	// maxUnsealed is how many records without a leaf are looked into.
 	maxUnsealed = 10_000
 	// kafkaWait is how long to wait for Kafka's next answer.
@@ -35,15 +37,22 @@ const unsealedInput = "whether every record of the events topic has a leaf"
 type gaps struct {
 	client *kgo.Client
 	tables *Tables
-	starts kadm.ListedOffsets
-	// inputs of the partition at hand: one bit for each offset from start on.
-	start      uint64
+	// starts and ends of the partitions of the events topic. What was sealed when the ends were asked for is before them.
+	starts, ends kadm.ListedOffsets
+	// inputs of the partition at hand: one bit for each offset from start on, up to and without end.
+	start, end uint64
 	bits       []uint64
 	next       uint64 // one past the largest
 	generation uint16
 	partition  int32
 	tooMany    bool
-	dead       map[string]bool // "topic partition offset" of what is on the dlq
+	dead       map[input]bool // what is on the dlq, maxDead and one of them at most
+}
+
+// input is a place in the events topic.
+type input struct {
+	partition int32
+	offset    int64
 }
 
 // newGaps asks Kafka for the bounds of its topics. Where it does not answer there is the zero gaps beside the error.
@@ -62,9 +71,13 @@ func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, kafkaWait)
 	defer cancel()
-	g.starts, err = kadm.NewClient(g.client).ListStartOffsets(ctx, v.tables.Kafka.Topic(schemas.TopicEvents))
+	topic, admin := v.tables.Kafka.Topic(schemas.TopicEvents), kadm.NewClient(g.client)
+	g.starts, err = admin.ListStartOffsets(ctx, topic)
 	if err == nil {
-		err = g.starts.Error()
+		g.ends, err = admin.ListEndOffsets(ctx, topic)
+	}
+	if err == nil {
+		err = errors.Join(g.starts.Error(), g.ends.Error())
 	}
 	if err == nil {
 		g.dead, err = g.deadLetters(ctx)
@@ -82,31 +95,37 @@ func (g *gaps) close() {
 	}
 }
 
-// sealed notes the place of a leaf in the input.
-func (g *gaps) sealed(r *inputRow) {
+// sealed notes the place of a leaf in the input. It returns whether there may be such a place.
+func (g *gaps) sealed(r *inputRow) bool {
 	if g.client == nil {
-		return
+		return true
 	}
 	if g.partition != int32(r.partition) || g.generation < r.generation {
-		start, _ := g.starts.Lookup(g.tables.Kafka.Topic(schemas.TopicEvents), int32(r.partition))
+		topic := g.tables.Kafka.Topic(schemas.TopicEvents)
+		start, _ := g.starts.Lookup(topic, int32(r.partition))
+		end, _ := g.ends.Lookup(topic, int32(r.partition))
 		*g = gaps{
-			client: g.client, tables: g.tables, starts: g.starts, dead: g.dead, partition: int32(r.partition), generation: r.generation,
-			start: uint64(max(start.Offset, 0)), bits: g.bits[:0],
+			client: g.client, tables: g.tables, starts: g.starts, ends: g.ends, dead: g.dead, partition: int32(r.partition), generation: r.generation,
+			start: uint64(max(start.Offset, 0)), end: uint64(max(end.Offset, 0)), bits: g.bits[:0],
 		}
 	}
 	if r.generation < g.generation || r.offset < g.start {
-		return
+		return true
+	}
+	if r.offset >= g.end {
+		return false
 	}
 	at := r.offset - g.start
 	if at >= maxInputs {
 		g.tooMany = true
-		return
+		return true
 	}
 	for uint64(len(g.bits)) <= at/64 {
 		g.bits = append(g.bits, 0)
 	}
 	g.bits[at/64] |= 1 << (at % 64)
 	g.next = max(g.next, r.offset+1)
+	return true
 }
 
 // has says whether a leaf names an offset.
@@ -126,7 +145,7 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	unsealed := map[[16]byte][]uint64{}
 	total := 0
 	err := g.read(ctx, schemas.TopicEvents, g.partition, int64(g.start), int64(g.next), func(r *kgo.Record) {
-		if g.has(uint64(r.Offset)) || g.dead[deadKey(r.Topic, strconv.Itoa(int(r.Partition)), strconv.FormatInt(r.Offset, 10))] {
+		if g.has(uint64(r.Offset)) || g.dead[input{r.Partition, r.Offset}] {
 			return
 		}
 		if total++; total > maxUnsealed {
@@ -145,6 +164,10 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	}
 	if total > maxUnsealed {
 		v.report.undecided("partition %d of the events topic has %d records without a leaf; %d were looked into", g.partition, total, maxUnsealed)
+	}
+	if total > 0 && len(g.dead) > maxDead {
+		v.report.undecided("partition %d of the events topic has %d records without a leaf: the dlq has more than %d, and they may be among the others", g.partition, total, maxDead)
+		return nil
 	}
 	return g.tell(ctx, v, unsealed)
 }
@@ -189,11 +212,10 @@ func (s *store) known(ctx context.Context, ids map[[16]byte][]uint64) (map[[16]b
 	return known, err
 }
 
-func deadKey(topic, partition, offset string) string { return topic + " " + partition + " " + offset }
-
-// deadLetters reads where the records on the dlq came from.
-func (g *gaps) deadLetters(ctx context.Context) (map[string]bool, error) {
-	dead := map[string]bool{}
+// deadLetters reads which records of the events topic are on the dlq.
+func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
+	dead := map[input]bool{}
+	events := g.tables.Kafka.Topic(schemas.TopicEvents)
 	topic := g.tables.Kafka.Topic(schemas.TopicDLQ)
 	adm := kadm.NewClient(g.client)
 	starts, err := adm.ListStartOffsets(ctx, topic)
@@ -222,7 +244,11 @@ func (g *gaps) deadLetters(ctx context.Context) (map[string]bool, error) {
 					offset = string(h.Value)
 				}
 			}
-			dead[deadKey(from, partition, offset)] = true
+			p, errPartition := strconv.ParseInt(partition, 10, 32)
+			o, errOffset := strconv.ParseInt(offset, 10, 64)
+			if from == events && errPartition == nil && errOffset == nil && len(dead) <= maxDead {
+				dead[input{int32(p), o}] = true
+			}
 		})
 	})
 	return dead, err

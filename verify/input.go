@@ -51,9 +51,13 @@ func (v *tableVerifier) checkInput(ctx context.Context, results []*chainResult) 
 	for _, p := range partitions {
 		var last *inputRow
 		err := v.store.inputs(ctx, p, ends[p], func(r *inputRow) {
-			gaps.sealed(r)
+			written := gaps.sealed(r)
 			if faulty[r.chain] {
 				return
+			}
+			if !written {
+				v.report.fault(leafFault(ledger.Inserted, &ledger.Leaf{Chain: r.chain, Sequence: r.sequence, ID: r.id},
+					"its event is at offset %d of partition %d of the events topic, where nothing was written yet", r.offset, r.partition))
 			}
 			v.checkInputOrder(last, r)
 			last = r
