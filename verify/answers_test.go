@@ -457,3 +457,20 @@ func TestSlowClock(t *testing.T) {
 	l.Chains[0].Leaves[30].Body = ledgertest.Body(99)
 	check("ledger, tampered", a.verify(cfg), verify.ExitTampered, ledger.TimeAnomaly, ledger.Modified)
 }
+
+// A time in the root log explains no other root: that the checkpoint states another is said beside it.
+func TestTimeHidesNoOtherRoot(t *testing.T) {
+	l := newLedger()
+	l.Alter = func(e *ledger.Entry) {
+		if e.Index == 2 {
+			e.Time = e.Time.Add(-15 * time.Second)
+		}
+	}
+	l.Rebuild()
+	l.Checkpoints[7] = newLedger().Checkpoints[7]
+	s := newTables(t, l)
+	r := s.verify(s.config())
+	if r.Exit != verify.ExitTampered || r.Found[ledger.TimeAnomaly] != 1 || !strings.Contains(r.Text(), "its entries give root") {
+		t.Error(r.Text())
+	}
+}
