@@ -20,7 +20,8 @@ import (
 	"getimmutable.dev/immutable/schemas/recordpb"
 )
 
-// targetTimeout bounds the reading of the event before it is redacted: what is left of a client's 5 s is for the change.
+// targetTimeout bounds the reading of the event, and of what was redacted of it, before it is redacted: what is left of a client's 5 s is for the
+// change.
 const targetTimeout = time.Second
 
 // target is what a redaction has to know of an event.
@@ -82,14 +83,21 @@ func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http
 	if err := readBody(r, &body, "paths, reason"); err != nil {
 		return reply{}, err
 	}
-	t, err := s.target(ctx, p.Workspace.ID, event16)
+	id := control.EventID{Workspace: p.Workspace.ID, Event: event16}
+	reading, cancel := context.WithTimeout(ctx, targetTimeout)
+	defer cancel()
+	t, err := s.target(reading, p.Workspace.ID, event16)
 	if err != nil {
 		return reply{}, s.readFailed(err)
 	}
 	if t == nil {
 		return reply{}, notFound
 	}
-	if err := t.check(body.Paths, body.Reason); err != nil {
+	erased, err := s.redacted(reading, id)
+	if err != nil {
+		return reply{}, err
+	}
+	if err := t.check(body.Paths, erased, body.Reason); err != nil {
 		return reply{}, err
 	}
 	lane, ok := laneOf(p.Workspace, t.chain)
@@ -101,7 +109,6 @@ func (s *Service) redactEvent(ctx context.Context, p *control.Principal, r *http
 	if err != nil {
 		return reply{}, err
 	}
-	id := control.EventID{Workspace: p.Workspace.ID, Event: event16}
 	redactable := control.Redactable{EventID: id, Lane: lane, IdempotencyKey: t.idempotencyKey()}
 	redaction, err := s.writer.RedactEvent(ctx, author(p), redactable, body.Paths, body.Reason)
 	if err != nil {
@@ -208,8 +215,21 @@ func laneOf(ws *control.Workspace, chain ledger.ChainID) (uint32, bool) {
 	return 0, false
 }
 
-// check refuses what cannot be redacted of the event.
-func (t *target) check(paths []string, reason string) error {
+// redacted returns the paths that were redacted of an event before the call, by whichever instance.
+func (s *Service) redacted(ctx context.Context, id control.EventID) ([]string, error) {
+	if err := s.view.Current(ctx); err != nil {
+		return nil, fmt.Errorf("reading what was redacted before: %w", err)
+	}
+	before, err := s.view.Redactions().Lookup(id)
+	if err != nil || before == nil {
+		return nil, err
+	}
+	return before.Paths, nil
+}
+
+// check refuses what cannot be redacted of the event, of which erased has been redacted before: the reason is not compared with that. The row
+// may still have it, and whether a reason is refused would tell whoever guesses.
+func (t *target) check(paths, erased []string, reason string) error {
 	if t.kind != uint8(recordpb.Kind_KIND_EVENT) {
 		return httpserver.Conflict("This event reports a redaction, which every later proof needs: it cannot be redacted itself.")
 	}
@@ -227,7 +247,8 @@ func (t *target) check(paths []string, reason string) error {
 			faults.invalidParam(field, "is not a field of this event. It has: "+strings.Join(redactable(all), ", ")+".")
 		}
 	}
-	if repeats(reason, t.values(paths)) {
+	left := slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return slices.Contains(erased, path) })
+	if repeats(reason, t.values(left)) {
 		faults.invalidParam("reason", whatRepeats)
 	}
 	return faults.err()

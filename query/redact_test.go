@@ -1,7 +1,9 @@
 package query
 
 import (
+	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -11,6 +13,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/event"
@@ -220,6 +223,59 @@ func TestRedact(t *testing.T) {
 	if strings.Contains(r.log.String(), "4711") {
 		t.Errorf("the log has the value:\n%s", r.log)
 	}
+}
+
+// A reason is not compared with what was redacted before, which the row may still have: a refusal would tell a guess that is right from one that is
+// not. With what is not redacted yet it is.
+func TestReasonIsNoOracle(t *testing.T) {
+	r := newRig(t)
+	admin := r.newTenant("team", control.ScopeAdmin, control.ScopeRead)
+	id := r.newLoader(admin).add(withPIN)[0].id
+	const right, wrong = "4709 4710 4711 4712", "1000 1001 1002 1003"
+	r.refused(r.redact(admin, id, `["/metadata/pin"]`, right), http.StatusUnprocessableEntity, "reason repeats a value")
+	report := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, "a PIN"), http.StatusOK)
+	guess := func(when string) {
+		t.Helper()
+		for _, reason := range []string{wrong, right, "4711"} {
+			got := data[redactionReport](r, r.redact(admin, id, `["/metadata/pin"]`, reason), http.StatusOK)
+			got.ClickHouse, got.ClickHouseUntil = report.ClickHouse, nil
+			if diff := gocmp.Diff(report, got); diff != "" {
+				t.Errorf("%s, with the reason %q (-first +now):\n%s", when, reason, diff)
+			}
+		}
+		refused := [2]string{}
+		for i, reason := range []string{wrong, right} {
+			a := r.redact(admin, id, `["/metadata/pin","/action"]`, reason)
+			r.refused(a, http.StatusUnprocessableEntity, `"paths[1]"`)
+			refused[i] = strings.ReplaceAll(string(a.body), a.header.Get("X-Request-Id"), "")
+		}
+		if refused[0] != refused[1] {
+			t.Errorf("%s, a refusal tells them apart: %s and %s", when, refused[0], refused[1])
+		}
+	}
+	guess("the row has it")
+	r.refused(r.redact(admin, id, `["/metadata/pin","/actor_id"]`, right), http.StatusUnprocessableEntity, "reason repeats a value")
+
+	// An instance that has not read of it waits until it has.
+	view, err := control.NewView(control.ViewConfig{Kafka: r.kafka.Config, MasterKey: control.MasterKey{1}}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind := &Service{view: view}
+	of := control.EventID{Workspace: admin.workspace.ID, Event: uuid.MustParse(id)}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if erased, err := behind.redacted(short, of); err == nil {
+		t.Errorf("before it has read anything, redacted is %q", erased)
+	}
+	run(t, view.Run)
+	if erased, err := behind.redacted(t.Context(), of); err != nil || !slices.Equal(erased, []string{"/metadata/pin"}) {
+		t.Errorf("redacted is %q, %v", erased, err)
+	}
+	r.rewrite(admin, id, "/metadata/pin")
+	guess("the row no longer has it")
+	r.kafka.Fake.Close()
+	r.refused(r.redact(admin, id, `["/metadata/pin"]`, "a PIN"), http.StatusServiceUnavailable, "Nothing was changed")
 }
 
 // The idempotency key of a redacted event is burned, also when it is redacted itself, and stays so when the row no longer
