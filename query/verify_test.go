@@ -109,7 +109,7 @@ func TestLeaves(t *testing.T) {
 			}
 		})
 	}
-	if list, last, _ := r.leaves(r.tenant, want.Chain, "from=601"); len(list) != 0 || last.More {
+	if list, last, _ := r.leaves(r.tenant, want.Chain, "from=601"); len(list) != 0 || last != (lastLine{Next: 601}) {
 		t.Errorf("beyond the end: %d leaves, %+v", len(list), last)
 	}
 
@@ -171,6 +171,35 @@ func TestLargeLeaves(t *testing.T) {
 	}
 	if leaves != 130 || size < 129*250_000 {
 		t.Errorf("%d leaves of %d bytes", leaves, size)
+	}
+}
+
+// A chain that has lost all of its leaves has an empty page: it is the workspace's for all that, as each of its lanes is. Of a chain that is no lane of
+// the workspace now, leaves that are there are shown.
+func TestLeavesOfALostChain(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	l.add(manyBodies(3)...)
+	former := ledger.NewChainID(r.workspace.ID, [16]byte{9}, 0)
+	r.exec(t.Context(), "INSERT INTO leaves SELECT * REPLACE (unhex(?) AS chain) FROM leaves WHERE leaves.chain = unhex(?)", hex.EncodeToString(former[:]),
+		fmt.Sprintf("%x", l.chains()[0].Chain))
+	r.exec(t.Context(), "TRUNCATE TABLE events")
+	for _, from := range []uint64{0, 7} {
+		if list, last, _ := r.leaves(r.tenant, former, fmt.Sprintf("from=%d", from)); (len(list) > 0) != (from == 0) || last.More {
+			t.Errorf("from %d: %d leaves, %+v", from, len(list), last)
+		}
+	}
+	r.exec(t.Context(), "TRUNCATE TABLE leaves")
+	for lane := range r.workspace.Lanes {
+		chain := ledger.NewChainID(r.workspace.ID, r.workspace.Incarnation, lane)
+		for _, from := range []uint64{0, 7} {
+			if list, last, _ := r.leaves(r.tenant, chain, fmt.Sprintf("from=%d", from)); len(list) != 0 || last != (lastLine{Next: from}) {
+				t.Errorf("lane %d from %d: %d leaves, %+v", lane, from, len(list), last)
+			}
+		}
+	}
+	for _, chain := range []ledger.ChainID{former, ledger.NewChainID(r.workspace.ID, r.workspace.Incarnation, r.workspace.Lanes)} {
+		r.refused(r.do(r.token, http.MethodGet, fmt.Sprintf("/api/v1/ledger/leaves?chain=%x", chain)), http.StatusNotFound, "no such chain")
 	}
 }
 
