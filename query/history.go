@@ -171,6 +171,8 @@ func (s *Service) makeMap(ctx context.Context, at *snapshot) (*chainMap, error) 
 	for id, size := range sizes {
 		c, ok := newest.chains[id]
 		switch {
+		case !ok && at.index > newest.epoch:
+			return nil, fmt.Errorf("%w: chain %x of epoch %d, of which only epoch %d has been read", errMapUnknown, id, at.index, newest.epoch)
 		case !ok:
 			return nil, s.notThere(at, fmt.Errorf("chain %x is not in the newest epoch", id))
 		case size == 0:

@@ -5,13 +5,17 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/transparency-dev/formats/proof"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/internal/notarytest"
 	"getimmutable.dev/immutable/ledger"
+	"getimmutable.dev/immutable/schemas"
 )
 
 // shownChains is an answer of GET /ledger/chains.
@@ -184,6 +188,39 @@ func TestOlderChainsOfDamage(t *testing.T) {
 	}
 	// Its newest epoch is another thing: it is known from Kafka.
 	r.chains(r.tenant, nil).holds(t, r.tenant)
+}
+
+// An epoch that ClickHouse has and this instance has not read from Kafka is not damaged, though it has chains that nobody here knows: a 503 until it
+// is read.
+func TestChainsOfAnEpochNotReadYet(t *testing.T) {
+	r := newRig(t)
+	l := r.newLoader(r.tenant)
+	l.add(manyBodies(1)...)
+	n := r.newNotary()
+	n.Positions[0] = l.offset
+	n.sign(l.chains())
+	l.add(manyBodies(40)...)
+	n.Positions[0] = l.offset
+	index := n.Log.Size
+	behind := [][]*kgo.Record{n.Epoch(t, l.chains()...), {n.Checkpoint(t)}}
+	for _, rec := range slices.Concat(behind...) {
+		if rec.Topic == schemas.TopicCheckpoints {
+			r.writeLog(rec)
+		}
+	}
+	q := values("epoch", fmt.Sprint(index))
+	a := r.get(r.tenant, "/api/v1/ledger/chains", q)
+	if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || r.labelled("immutable_query_unavailable_total", "map") != 1 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if r.counter("immutable_query_older_map_mismatches_total") != 0 || r.counter("immutable_query_damaged_total") != 0 {
+		t.Error("it counts as damage")
+	}
+	for _, records := range behind {
+		notarytest.Commit(t, r.kafka, records...)
+	}
+	n.await()
+	r.chains(r.tenant, q).holds(t, r.tenant)
 }
 
 // A map takes longer than a request waits.
