@@ -100,7 +100,7 @@ func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
 }
 
 // askEpoch asks what one epoch states, by the accepted checkpoint. It returns nil where that is not proven; the error says that it was not
-// answered.
+// answered, or with a proof by another checkpoint or of another epoch.
 func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
 	query, limit := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size), min(h.left, h.client.MaxAnswerBytes)
 	answer, err := h.chains(ctx, query, limit)
@@ -126,9 +126,8 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 		h.checkOther(h.a, stated, p.Checkpoint)
 		err = fmt.Errorf("it is by checkpoint %q of size %d, or with another root", stated.Origin, stated.Size)
 	}
-	if err != nil {
-		h.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: log proof: %v", query, err)
-		return nil, nil //nolint:nilnil // the report says why
+	if err != nil { // it says nothing of this checkpoint, so it contradicts nothing
+		return nil, fmt.Errorf("GET /ledger/chains%s: log proof: %w", query, err)
 	}
 	entry := h.checkEpoch(query, answer.Data.Epoch, index, p.Hashes, stated)
 	if entry == nil {

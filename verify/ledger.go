@@ -150,7 +150,11 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
 	h.keepForks(results)
 	v.keepForkedChain(a)
-	a.sources = map[string]rememberedWorkspace{source: {answer.Data.Workspace, answer.Data.Incarnation}}
+	for _, r := range results { // which workspace an answer is about nobody has signed, but whose chains there are
+		if r.err == nil {
+			a.sources = map[string]rememberedWorkspace{source: {r.identity.Workspace, r.identity.Incarnation}}
+		}
+	}
 	return v.remember(ctx, a, h.remembered(results))
 }
 
