@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -286,17 +287,32 @@ func (a *acceptance) remember(ctx context.Context, r *accepted, chains map[ledge
 	maps.Copy(l.Chains, chains)
 	maps.Copy(l.Sources, r.sources)
 	return updateMemory(ctx, a.cfg.MemoryFile, a.cfg.MemoryWait, func(m *memory) error {
-		if now := m.Logs[r.Origin]; now != nil {
-			conflict, err := l.merge(now)
-			if err != nil {
-				return err
-			}
-			if conflict != "" {
-				a.fork(now, r.Opened, "%s", conflict)
-				return nil
-			}
+		now := m.Logs[r.Origin]
+		if now == nil || reflect.DeepEqual(now, r.remembered) || a.join(r, l, now) {
+			m.Logs[r.Origin] = l
 		}
-		m.Logs[r.Origin] = l
 		return nil
 	})
+}
+
+// join adds what another run has remembered of the log since this one read the memory. It says whether both may be written as one: what the other
+// run has accepted by another checkpoint was not compared with this one's.
+func (a *acceptance) join(r *accepted, l, other *rememberedLog) bool {
+	its, err := ledger.ParseCheckpoint([]byte(other.Checkpoint))
+	if err != nil { // loadMemory has read it
+		return false
+	}
+	if its.Size != r.Size {
+		a.report.undecided("another run has accepted a checkpoint of size %d meanwhile: run again", its.Size)
+		return false
+	}
+	if its.Root != r.Root {
+		a.fork(other, r.Opened, "another run has accepted a checkpoint of size %d with another root meanwhile", its.Size)
+		return false
+	}
+	forked := l.merge(other)
+	if forked != nil {
+		a.report.fault(&ledger.Fault{Verdict: ledger.Forked, Chain: forked, Detail: "another run has seen it with as many leaves and another root meanwhile"})
+	}
+	return forked == nil
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -204,40 +205,24 @@ func openMemory(ctx context.Context, cfg *Config) (*memory, error) {
 	return loadMemory(cfg.MemoryFile)
 }
 
-// merge adds what another run has remembered of the log meanwhile: the larger of both checkpoints, and of each chain the larger size. It says what of both
-// cannot be true together, if anything.
-func (l *rememberedLog) merge(other *rememberedLog) (conflict string, err error) {
-	mine, err := ledger.ParseCheckpoint([]byte(l.Checkpoint))
-	if err != nil {
-		return "", err
-	}
-	its, err := ledger.ParseCheckpoint([]byte(other.Checkpoint))
-	if err != nil {
-		return "", err
-	}
-	if mine.Size == its.Size && mine.Root != its.Root {
-		return fmt.Sprintf("another run has accepted a checkpoint of size %d with another root meanwhile", its.Size), nil
-	}
-	chains := maps.Clone(l.Chains)
-	for id, c := range other.Chains {
-		own, both := chains[id]
-		if both && own.Size == c.Size && own.Root != c.Root {
-			return fmt.Sprintf("another run has seen chain %x with another root at size %d meanwhile", id, c.Size), nil
+// merge adds what another run has remembered of the log meanwhile by the same checkpoint: of each chain the larger size. It returns a chain of which
+// both cannot be true.
+func (l *rememberedLog) merge(other *rememberedLog) (forked *ledger.ChainID) {
+	for _, id := range slices.SortedFunc(maps.Keys(other.Chains), func(a, b ledger.ChainID) int { return bytes.Compare(a[:], b[:]) }) {
+		c, own := other.Chains[id], l.Chains[id]
+		if own.Size == c.Size && own.Root != c.Root {
+			return &id
 		}
 		if own.Size < c.Size {
-			chains[id] = c
+			l.Chains[id] = c
 		}
 	}
-	sources := maps.Clone(other.Sources)
-	if sources == nil {
-		sources = map[string]rememberedWorkspace{}
+	for source, w := range other.Sources {
+		if _, both := l.Sources[source]; !both {
+			l.Sources[source] = w
+		}
 	}
-	maps.Copy(sources, l.Sources)
-	if its.Size > mine.Size {
-		*l = *other
-	}
-	l.Chains, l.Sources = chains, sources
-	return "", nil
+	return nil
 }
 
 // writeFile replaces a file, and makes the folder that it is in.

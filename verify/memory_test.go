@@ -1,10 +1,13 @@
 package verify_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +15,7 @@ import (
 	"time"
 
 	"getimmutable.dev/immutable/internal/ledgertest"
+	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/verify"
 )
 
@@ -90,6 +94,84 @@ func TestMemoryForkedMeanwhile(t *testing.T) {
 	}
 	if r := a.verify(cfg); r.Exit != verify.ExitVerified {
 		t.Error(r.Text())
+	}
+}
+
+// Two runs at once that are shown two histories of different sizes: one of them is remembered, and the other one says that it is not.
+func TestMemoryOfAnotherSizeMeanwhile(t *testing.T) {
+	longer := rewritten()
+	longer.Events(longer.Chains[0], 3)
+	longer.Epoch()
+	a, b := newAPI(t, newLedger()), newAPI(t, longer)
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	var once sync.Once
+	a.Spoil = func(path string, answer []byte) []byte {
+		if path == "/ledger/leaves" { // after the memory was read
+			once.Do(func() {
+				if r := b.verify(cfg); r.Exit != verify.ExitVerified {
+					t.Error(r.Text())
+				}
+			})
+		}
+		return answer
+	}
+	want := []string{"another run has accepted a checkpoint of size 8 meanwhile: run again"}
+	if r := a.verify(cfg); r.Exit != verify.ExitUndecided || !slices.Equal(r.Undecided, want) {
+		t.Error(r.Text())
+	}
+	if r := a.verify(cfg); r.Exit != verify.ExitTampered || r.Found[ledger.RolledBack] == 0 {
+		t.Error(r.Text())
+	}
+	if r := b.verify(cfg); r.Exit != verify.ExitVerified {
+		t.Error(r.Text())
+	}
+}
+
+// Two runs at once that accept one checkpoint, and have seen two histories of a chain.
+func TestMemoryOfForkedChainMeanwhile(t *testing.T) {
+	a := newAPI(t, newLedger())
+	cfg := a.config()
+	cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+	if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+		t.Fatal(r.Text())
+	}
+	text, err := os.ReadFile(cfg.MemoryFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m struct {
+		Logs map[string]struct {
+			Chains map[string]struct {
+				Root string `json:"root"`
+			} `json:"chains"`
+		} `json:"logs"`
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		t.Fatal(err)
+	}
+	root := m.Logs[ledgertest.Origin].Chains[fmt.Sprintf("%x", a.Ledger.Chains[0].ID)].Root
+	other := bytes.ReplaceAll(text, []byte(root), []byte(strings.Repeat("ab", 32)))
+	if err := os.Remove(cfg.MemoryFile); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	a.Spoil = func(path string, answer []byte) []byte {
+		if path == "/ledger/leaves" {
+			once.Do(func() {
+				if err := os.WriteFile(cfg.MemoryFile, other, 0o600); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		return answer
+	}
+	r := a.verify(cfg)
+	if want := []string{fmt.Sprintf("FORKED chain %x", a.Ledger.Chains[0].ID)}; r.Exit != verify.ExitTampered || !slices.Equal(faults(r), want) || len(r.Evidence) > 0 {
+		t.Error(r.Text())
+	}
+	if now, err := os.ReadFile(cfg.MemoryFile); err != nil || !bytes.Contains(now, bytes.Repeat([]byte("ab"), 32)) {
+		t.Errorf("it was written over: %v", err)
 	}
 }
 
