@@ -104,11 +104,8 @@ func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uin
 
 // recallSame compares a checkpoint with the one that was accepted before where both have one size.
 func (a *acceptance) recallSame(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
-	if old = a.memory.Logs[opened.Origin]; old == nil {
-		return nil, 0, false
-	}
-	before, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
-	if err != nil { // loadMemory has read it
+	old, before := a.memory.Logs[opened.Origin], a.rememberedCheckpoint(opened.Origin)
+	if before == nil {
 		return nil, 0, false
 	}
 	if opened.Size == before.Size && opened.Root != before.Root {
@@ -116,6 +113,19 @@ func (a *acceptance) recallSame(opened *ledger.Opened) (old *rememberedLog, size
 		return old, before.Size, true
 	}
 	return old, before.Size, false
+}
+
+// rememberedCheckpoint is the one that was accepted before; nil where none was.
+func (a *acceptance) rememberedCheckpoint(origin string) *ledger.Checkpoint {
+	old := a.memory.Logs[origin]
+	if old == nil {
+		return nil
+	}
+	c, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
+	if err != nil { // loadMemory has read it
+		return nil
+	}
+	return c
 }
 
 // replayTo replays the root log: from what is remembered where that leads to the checkpoint's root, else from the beginning.

@@ -74,7 +74,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := v.leaveOpen(ctx, "whether the tables hold what the newest epoch covers", v.settle(ctx)); err != nil {
+	if err := v.leaveOpen(ctx, "whether the tables hold what the newest epoch covers", v.settle(ctx, old)); err != nil {
 		return err
 	}
 	chains, err := v.listChains(ctx, old)
@@ -117,7 +117,7 @@ func (v *tableVerifier) leaveOpen(ctx context.Context, what string, err error) e
 
 // checkpoint accepts the newest checkpoint. It returns nil where none is believed.
 func (v *tableVerifier) checkpoint(ctx context.Context) (*accepted, error) {
-	signed, err := v.store.newestCheckpoint(ctx)
+	signed, err := v.newestCheckpoint(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -220,9 +220,12 @@ func (v *tableVerifier) checkStored(a *accepted, c *storedCheckpoint, check *rep
 }
 
 // settle waits until the tables hold what the newest epoch covers: its notary does not wait for those who write them.
-func (v *tableVerifier) settle(ctx context.Context) error {
+func (v *tableVerifier) settle(ctx context.Context, old *rememberedLog) error {
 	if len(v.epochs) == 0 {
 		return nil
+	}
+	if err := v.awaitRemembered(ctx, old); err != nil {
+		return err
 	}
 	positions := v.epochs[len(v.epochs)-1].Epoch.Positions
 	return v.await(ctx, func() (bool, error) {

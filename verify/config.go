@@ -28,8 +28,8 @@ type Config struct {
 	EvidenceDir string
 	// Epochs is how many epochs are compared with: the newest, the oldest, some evenly spread and as many at random. Default 64, at most 4096.
 	Epochs int
-	// Settle is how long to wait for the operator's tables, or the API, to hold what the newest epoch covers: those who write leaves may be behind the notary.
-	// It waits only where something is not there. Default 1 min.
+	// Settle is how long to wait for the operator's tables, or the API, to hold what the newest epoch covers, and no less than what is remembered: those who write
+	// leaves may be behind the notary, and a replica behind another one. It waits only where something is not there. Default 1 min.
 	Settle time.Duration
 	// MaxFaults is how many findings are listed; the others are counted. Default 1000.
 	MaxFaults int

@@ -87,6 +87,44 @@ func (v *tableVerifier) listChains(ctx context.Context, old *rememberedLog) ([]c
 	return chains, v.leaveOpen(ctx, "whether events holds the last leaf of each chain", v.awaitEvents(ctx, byID))
 }
 
+// newestCheckpoint returns the newest checkpoint, nil where there is none. It waits for one that is no smaller than what is remembered of its log: a replica
+// may be behind the one that was read then.
+func (v *tableVerifier) newestCheckpoint(ctx context.Context) (signed []byte, err error) {
+	err = v.await(ctx, func() (bool, error) {
+		var err error
+		if signed, err = v.store.newestCheckpoint(ctx); err != nil {
+			return false, err
+		}
+		stated, err := ledger.ParseCheckpoint(signed)
+		if err != nil {
+			return true, nil //nolint:nilerr // the check of the checkpoint says it
+		}
+		before := v.rememberedCheckpoint(stated.Origin)
+		return before == nil || stated.Size >= before.Size, nil
+	})
+	return signed, err
+}
+
+// awaitRemembered waits until leaves holds as much of each chain as is remembered.
+func (v *tableVerifier) awaitRemembered(ctx context.Context, old *rememberedLog) error {
+	if old == nil {
+		return nil
+	}
+	return v.await(ctx, func() (bool, error) {
+		sizes := map[ledger.ChainID]uint64{}
+		chains, err := v.store.chains(ctx)
+		for i := range chains {
+			sizes[chains[i].chain] = max(sizes[chains[i].chain], chains[i].size)
+		}
+		for id, c := range old.Chains {
+			if sizes[id] < c.Size {
+				return false, err
+			}
+		}
+		return true, err
+	})
+}
+
 // awaitEvents waits until events holds the last leaf of each chain, which a writer may be about to put there.
 func (v *tableVerifier) awaitEvents(ctx context.Context, chains map[ledger.ChainID]*chainRows) error {
 	return v.await(ctx, func() (bool, error) {

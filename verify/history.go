@@ -326,16 +326,3 @@ func (v *apiVerifier) openQuietly(answer *chainsAnswer) (*ledger.Opened, *ledger
 	}
 	return opened, f
 }
-
-// rememberedCheckpoint is the one that was accepted before; nil where none was.
-func (v *apiVerifier) rememberedCheckpoint(origin string) *ledger.Checkpoint {
-	old := v.memory.Logs[origin]
-	if old == nil {
-		return nil
-	}
-	c, err := ledger.ParseCheckpoint([]byte(old.Checkpoint))
-	if err != nil { // loadMemory has read it
-		return nil
-	}
-	return c
-}

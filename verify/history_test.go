@@ -172,6 +172,40 @@ func TestLedgerInventedWorkspace(t *testing.T) {
 	}
 }
 
+// A replica that is behind the one that answered before is no rollback, unless it stays behind.
+func TestLedgerLaggingReplica(t *testing.T) {
+	for name, tc := range map[string]struct {
+		catchesUp bool
+		settle    time.Duration
+		exit      int
+	}{
+		"catches up":  {true, time.Minute, verify.ExitVerified},
+		"stays there": {false, time.Millisecond, verify.ExitTampered},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t, newLedger())
+			cfg := a.config()
+			cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+			if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+				t.Fatal(r.Text())
+			}
+			newest := a.Ledger.Checkpoints[7]
+			delete(a.Ledger.Checkpoints, 7)
+			a.Spoil = func(path string, answer []byte) []byte {
+				if path == "/ledger/chains" && tc.catchesUp { // after this answer
+					a.Ledger.Checkpoints[7] = newest
+				}
+				return answer
+			}
+			cfg.Settle = tc.settle
+			r := a.verify(cfg)
+			if r.Exit != tc.exit || (r.Found[ledger.RolledBack] > 0) != (tc.exit == verify.ExitTampered) {
+				t.Error(r.Text())
+			}
+		})
+	}
+}
+
 // forkOf returns the evidence of a chain that was written anew.
 func forkOf(t *testing.T) (*ledger.ChainFork, *ledger.Trust) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -168,10 +169,10 @@ func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAns
 		if answer, err = v.chains(ctx, "", v.client.MaxAnswerBytes); err != nil {
 			return nil, nil, err
 		}
-		if !answer.behind() || time.Now().After(until) {
+		if !answer.behind() && !v.fellBack(answer) || time.Now().After(until) {
 			break
 		}
-		select { // what the API's map is made of may arrive after the checkpoint
+		select { // what the API's map is made of may arrive after the checkpoint, and all of it later at another replica
 		case <-time.After(settleTick):
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
@@ -201,6 +202,24 @@ func (c *chainsAnswer) behind() bool {
 		}
 	}
 	return after > 0
+}
+
+// fellBack says whether the answer states less than what is remembered, as a replica does that is behind the one that answered then.
+func (v *apiVerifier) fellBack(c *chainsAnswer) bool {
+	p, err := ledger.ParseLogProof([]byte(c.Data.LogProof))
+	if err != nil {
+		return false
+	}
+	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	if err != nil {
+		return false
+	}
+	before := v.rememberedCheckpoint(stated.Origin)
+	if before == nil {
+		return false
+	}
+	chains := v.memory.Logs[stated.Origin].Chains
+	return stated.Size < before.Size || slices.ContainsFunc(c.Data.Chains, func(is apiChain) bool { return is.Size < chains[is.Chain].Size })
 }
 
 // chains asks for the chains, of which at most limit bytes are read.
