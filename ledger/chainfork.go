@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/transparency-dev/merkle/compact"
 	"github.com/transparency-dev/merkle/rfc6962"
 )
@@ -52,27 +50,14 @@ type StatedChain struct {
 
 // ParseChainFork reads what Encode writes. Its errors wrap ErrProof.
 func ParseChainFork(text []byte) (*ChainFork, error) {
-	if len(text) > MaxChainForkBytes {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrProof, len(text), MaxChainForkBytes)
-	}
 	f := new(ChainFork)
-	if err := json.Unmarshal(text, f, json.RejectUnknownMembers(true)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrProof, err)
-	}
-	if f.Format != chainForkFormat {
-		return nil, fmt.Errorf("%w: format %.40q, want %q", ErrProof, f.Format, chainForkFormat)
-	}
-	return f, nil
+	return f, parseEvidence(text, f, &f.Format, chainForkFormat, MaxChainForkBytes)
 }
 
 // Encode returns the evidence as an indented JSON file.
 func (f *ChainFork) Encode() ([]byte, error) {
 	f.Format = chainForkFormat
-	out, err := json.Marshal(f, jsontext.WithIndent("  "))
-	if err != nil {
-		return nil, fmt.Errorf("encoding evidence: %w", err)
-	}
-	return append(out, '\n'), nil
+	return encodeEvidence(f)
 }
 
 // Verify says whether the evidence convicts. No witness needs to have signed: what a log has signed itself is held against it. The errors
@@ -97,20 +82,7 @@ func (f *ChainFork) Verify(trust *Trust, now time.Time) error {
 	case f.Newer.Size < f.Older.Size && older.Index < newer.Index:
 		return nil
 	}
-	head := Head{Size: f.Older.Size, Range: f.Range}
-	if err := head.Check(); err != nil || f.Newer.Size < f.Older.Size {
-		return fmt.Errorf("%w: range: %d hashes for size %d", ErrProof, len(f.Range), f.Older.Size)
-	}
-	if head.Root() == f.Older.Root {
-		return fmt.Errorf("%w: the older tree is the beginning of the newer one", ErrProof)
-	}
-	if err := head.AppendSubtrees(f.Newer.Size, f.Rest); err != nil {
-		return fmt.Errorf("%w: rest: %w", ErrProof, err)
-	}
-	if root := head.Root(); root != f.Newer.Root {
-		return fmt.Errorf("%w: range and rest give root %x, the newer epoch states %x", ErrProof, root, f.Newer.Root)
-	}
-	return nil
+	return verifyFork(f.Older.Size, f.Older.Root, f.Newer.Size, f.Newer.Root, f.Range, f.Rest)
 }
 
 // open ties what is stated to a checkpoint that a believed key has signed, and returns the epoch and the log's origin.

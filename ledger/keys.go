@@ -58,6 +58,16 @@ type KeyHistory []statedKey
 type statedKey struct {
 	*logKey
 	index uint64
+	entry *Entry
+}
+
+// Entries returns the key changes.
+func (h KeyHistory) Entries() []*Entry {
+	all := make([]*Entry, len(h))
+	for i := range h {
+		all[i] = h[i].entry
+	}
+	return all
 }
 
 // Append takes the next key change of the log of this origin: it must be signed by the key before it; the first must be
@@ -89,7 +99,7 @@ func (h *KeyHistory) Append(origin string, e *Entry) error {
 	if want := KeyChangeText(origin, e.Index, e.Key.VerifierKey); signed.Text != want {
 		return fmt.Errorf("%w: entry %d: the signature is for another key change: %.300q", ErrEntry, e.Index, signed.Text)
 	}
-	*h = append(*h, statedKey{key, e.Index})
+	*h = append(*h, statedKey{key, e.Index, e})
 	return nil
 }
 

@@ -2,16 +2,9 @@ package verify
 
 import (
 	"context"
-	"encoding/base64"
-	"fmt"
 	"maps"
-	"path/filepath"
 	"reflect"
-	"slices"
 	"time"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"getimmutable.dev/immutable/ledger"
 )
@@ -46,7 +39,7 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 	if opened == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}
-	old, oldSize, fork := a.recall(opened)
+	old, oldSize, fork := a.recall(opened, named)
 	if fork || !believed && old == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}
@@ -55,7 +48,7 @@ func (a *acceptance) accept(ctx context.Context, signed []byte, named ledger.Key
 		return nil, err
 	}
 	result := &accepted{Opened: opened, replay: p, remembered: old}
-	a.checkRoot(result, oldSize)
+	a.checkRoot(ctx, log, result, oldSize)
 	if !believed {
 		return nil, nil //nolint:nilnil // the report says why, and whether it contradicts what was accepted before
 	}
@@ -90,8 +83,8 @@ func (a *acceptance) open(signed []byte, keys ledger.KeyHistory) (opened *ledger
 }
 
 // recall compares a checkpoint with the one that was accepted before, as far as that can be done without the log.
-func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
-	old, size, fork = a.recallSame(opened)
+func (a *acceptance) recall(opened *ledger.Opened, keys ledger.KeyHistory) (old *rememberedLog, size uint64, fork bool) {
+	old, size, fork = a.recallSame(opened, keys)
 	switch {
 	case old == nil && a.cfg.MemoryFile != "":
 		a.report.notef("nothing is remembered of log %q: this checkpoint is the first that is accepted", opened.Origin)
@@ -103,13 +96,13 @@ func (a *acceptance) recall(opened *ledger.Opened) (old *rememberedLog, size uin
 }
 
 // recallSame compares a checkpoint with the one that was accepted before where both have one size.
-func (a *acceptance) recallSame(opened *ledger.Opened) (old *rememberedLog, size uint64, fork bool) {
+func (a *acceptance) recallSame(opened *ledger.Opened, keys ledger.KeyHistory) (old *rememberedLog, size uint64, fork bool) {
 	old, before := a.memory.Logs[opened.Origin], a.rememberedCheckpoint(opened.Origin)
 	if before == nil {
 		return nil, 0, false
 	}
 	if opened.Size == before.Size && opened.Root != before.Root {
-		a.fork(old, opened, "two checkpoints of size %d have different roots", opened.Size)
+		a.fork(a.forkOf(old, opened, keys), "two checkpoints of size %d have different roots", opened.Size)
 		return old, before.Size, true
 	}
 	return old, before.Size, false
@@ -149,7 +142,7 @@ func (a *acceptance) replayTo(ctx context.Context, log rootLog, opened *ledger.O
 }
 
 // checkRoot compares the replayed log with the checkpoint and with what is remembered.
-func (a *acceptance) checkRoot(r *accepted, oldSize uint64) {
+func (a *acceptance) checkRoot(ctx context.Context, log rootLog, r *accepted, oldSize uint64) {
 	root, known := r.replay.roots[r.Size]
 	switch {
 	case !known: // what is missing has been said
@@ -157,7 +150,9 @@ func (a *acceptance) checkRoot(r *accepted, oldSize uint64) {
 		before, was := r.replay.roots[oldSize]
 		if r.remembered != nil && was && oldSize <= r.Size && before != (&ledger.Head{Range: r.remembered.Range}).Root() {
 			r.forked = true
-			a.fork(r.remembered, r.Opened, "the checkpoint of size %d that was accepted before is not the beginning of that of size %d", oldSize, r.Size)
+			f := a.forkOf(r.remembered, r.Opened, r.replay.keys)
+			a.showBeginning(ctx, log, f, r.replay.states[oldSize], r.Size)
+			a.fork(f, "the checkpoint of size %d that was accepted before is not the beginning of that of size %d", oldSize, r.Size)
 		}
 	case r.replay.faults == 0:
 		r.replay.fault(ledger.Modified, 0, r.Size-1, "its entries give root %x, the checkpoint states %x", root, r.Root)
@@ -204,68 +199,6 @@ func orEmpty(list []string) []string {
 		return []string{}
 	}
 	return list
-}
-
-// evidence is the file that proves a fork: two notes that one key has signed.
-type evidence struct {
-	Format  string    `json:"format"`
-	Origin  string    `json:"origin"`
-	Detail  string    `json:"detail"`
-	FoundAt time.Time `json:"found_at"`
-	// Checkpoints are the signed notes, the one that was accepted first before the other.
-	Checkpoints [2]string `json:"checkpoints"`
-}
-
-// fork reports that a log has two histories, and keeps the proof.
-func (a *acceptance) fork(old *rememberedLog, opened *ledger.Opened, format string, args ...any) {
-	detail := fmt.Sprintf(format, args...)
-	a.report.convicted = true
-	a.report.faultf(ledger.Forked, "%s", detail)
-	a.keepEvidence(old.Checkpoint, opened, detail)
-}
-
-func (a *acceptance) keepEvidence(old string, opened *ledger.Opened, detail string) {
-	text, err := json.Marshal(&evidence{
-		Format: "immutable/fork/1", Origin: opened.Origin, Detail: detail, FoundAt: a.cfg.Now.UTC(),
-		Checkpoints: [2]string{old, string(opened.Signed)},
-	}, jsontext.WithIndent("  "))
-	name := fmt.Sprintf("fork-%s-%d.json", base64.RawURLEncoding.EncodeToString(opened.Root[:6]), opened.Size)
-	path := filepath.Join(a.cfg.EvidenceDir, name)
-	if err == nil {
-		err = writeFile(path, append(text, '\n'))
-	}
-	if err != nil {
-		a.report.undecided("the evidence of the fork could not be written: %v", err)
-		return
-	}
-	a.report.Evidence = append(a.report.Evidence, path)
-}
-
-// keepChainFork keeps the proof that two epochs state two histories of a chain, where it is one.
-func (a *acceptance) keepChainFork(f *ledger.ChainFork) {
-	if err := f.Verify(a.cfg.Trust, a.cfg.Now); err != nil {
-		a.report.undecided("no evidence can be made of what chain %x was: %v", f.Chain, err)
-		return
-	}
-	f.FoundAt = a.cfg.Now.UTC()
-	text, err := f.Encode()
-	path := filepath.Join(a.cfg.EvidenceDir, fmt.Sprintf("chain-fork-%x-%d.json", f.Chain, f.Older.Size))
-	if err == nil {
-		err = writeFile(path, text)
-	}
-	if err != nil {
-		a.report.undecided("the evidence of the fork could not be written: %v", err)
-		return
-	}
-	a.report.Evidence = append(a.report.Evidence, path)
-}
-
-// keepForkedChain keeps the proof of a fork that the root log does not show: a chain that was stated otherwise by what was accepted before.
-func (a *acceptance) keepForkedChain(r *accepted) {
-	ofChain := slices.ContainsFunc(a.report.Faults, func(f *ledger.Fault) bool { return f.Verdict == ledger.Forked && f.Chain != nil })
-	if r != nil && r.remembered != nil && len(a.report.Evidence) == 0 && ofChain && r.remembered.Checkpoint != string(r.Signed) {
-		a.keepEvidence(r.remembered.Checkpoint, r.Opened, "a chain is another than it was under the first checkpoint")
-	}
 }
 
 // remember puts what was accepted into the memory file: nothing of a run that has proven tampering, or the next would take what was
@@ -317,7 +250,7 @@ func (a *acceptance) join(r *accepted, l, other *rememberedLog) bool {
 		return false
 	}
 	if its.Root != r.Root {
-		a.fork(other, r.Opened, "another run has accepted a checkpoint of size %d with another root meanwhile", its.Size)
+		a.fork(a.forkOf(other, r.Opened, r.replay.keys), "another run has accepted a checkpoint of size %d with another root meanwhile", its.Size)
 		return false
 	}
 	forked := l.merge(other)

@@ -102,7 +102,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 		return err
 	}
 	v.report.notChecked("the column part of events and leaves, and which rows of workspaces that have no leaf were ever there")
-	v.keepForkedChain(a)
+	v.noteForkedChains()
 	return v.remember(ctx, a, remembered(results))
 }
 
@@ -184,7 +184,7 @@ func (v *tableVerifier) checkStoredCheckpoints(ctx context.Context, a *accepted)
 		}
 		check.at, next = nil, last+1
 		for i := range due {
-			v.checkStored(a, &due[i], check)
+			v.checkStored(ctx, a, &due[i], check)
 		}
 		clear(check.roots)
 		clear(check.states)
@@ -194,9 +194,12 @@ func (v *tableVerifier) checkStoredCheckpoints(ctx context.Context, a *accepted)
 const checkpointsAtOnce = 10_000
 
 // checkStored compares one stored checkpoint with its own columns and with the root log.
-func (v *tableVerifier) checkStored(a *accepted, c *storedCheckpoint, check *replay) {
+func (v *tableVerifier) checkStored(ctx context.Context, a *accepted, c *storedCheckpoint, check *replay) {
 	stated, err := ledger.ParseCheckpoint([]byte(c.note))
 	root, known := check.roots[c.size]
+	if c.size == a.Size { // whether the log has this root has been said
+		root, known = a.Root, true
+	}
 	switch {
 	case err != nil:
 		v.report.faultf(ledger.Modified, "stored checkpoint of size %d: %v", c.size, err)
@@ -205,17 +208,12 @@ func (v *tableVerifier) checkStored(a *accepted, c *storedCheckpoint, check *rep
 	case stated.Origin != a.Origin:
 		v.report.faultf(ledger.Modified, "stored checkpoint of size %d: it is of log %q", c.size, stated.Origin)
 	case known && stated.Root != root:
-		opened, f := v.cfg.Trust.Open([]byte(c.note), a.replay.keys, v.cfg.Now)
-		if f != nil && f.Verdict != ledger.QuorumNotMet {
+		if _, f := v.cfg.Trust.Open([]byte(c.note), a.replay.keys, v.cfg.Now); f != nil && f.Verdict != ledger.QuorumNotMet {
 			v.report.faultf(ledger.Modified, "stored checkpoint of size %d: its root is not that of the root log, and it is not signed: %s", c.size, f.Detail)
 			return
 		}
-		if opened == nil {
-			opened = &ledger.Opened{Checkpoint: *stated, Signed: []byte(c.note)}
-		}
-		detail := fmt.Sprintf("the signed checkpoint of size %d is not the beginning of that of size %d", c.size, a.Size)
-		v.report.faultf(ledger.Forked, "%s", detail)
-		v.keepEvidence(string(a.Signed), opened, detail)
+		f := v.forkAt(ctx, logTable{v.store}, a, c.size, []byte(c.note), check.states[c.size])
+		v.fork(f, "the signed checkpoint of size %d is not the beginning of that of size %d", c.size, a.Size)
 	}
 }
 

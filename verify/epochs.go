@@ -384,6 +384,15 @@ func (v *tableVerifier) tail(results []*chainResult) {
 	}
 }
 
+// noteForkedChains: the tables give one map root for all chains, which proves nothing of one of them to anybody else.
+func (v *tableVerifier) noteForkedChains() {
+	for _, f := range v.report.Faults {
+		if f.Verdict == ledger.Forked && f.Chain != nil {
+			v.report.notef("no evidence can be made of what chain %x was: `immutable verify ledger` asks for what epochs prove of it", *f.Chain)
+		}
+	}
+}
+
 // checkForgotten: a chain that was verified before is still there.
 func (v *tableVerifier) checkForgotten(old *rememberedLog, results []*chainResult) {
 	if old == nil {

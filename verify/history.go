@@ -40,8 +40,6 @@ const (
 	// mapRounds is how often an epoch is asked for, each time with API.Attempts, while the answer is 503: making its map may take longer than a
 	// request, and the next one finds it.
 	mapRounds = 4
-	// maxEvidence bounds the files that are written.
-	maxEvidence = 16
 )
 
 // askOlder asks what older epochs state. What is not answered leaves the verification undecided.
@@ -123,7 +121,7 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 		stated, err = ledger.ParseCheckpoint(p.Checkpoint)
 	}
 	if err == nil && *stated != h.a.Checkpoint {
-		h.checkOther(h.a, stated, p.Checkpoint)
+		h.checkOther(ctx, h.a, stated, p.Checkpoint)
 		err = fmt.Errorf("it is by checkpoint %q of size %d, or with another root", stated.Origin, stated.Size)
 	}
 	if err != nil { // it says nothing of this checkpoint, so it contradicts nothing
@@ -245,7 +243,11 @@ func (h *histories) keepForks(results []*chainResult) {
 	for _, r := range results {
 		for _, d := range r.divergences {
 			older, newer := h.sides[r.id][d.Older], h.sides[r.id][d.Newer]
-			if older == nil || newer == nil || len(h.report.Evidence) >= maxEvidence {
+			if older == nil || newer == nil {
+				h.report.notef("no evidence can be made of what chain %x was: nothing ties what is remembered of it to a signed epoch", r.id)
+				continue
+			}
+			if len(h.report.Evidence) >= maxEvidence {
 				continue
 			}
 			f := h.fork(h.newest().chains[r.id])

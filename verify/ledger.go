@@ -150,7 +150,6 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	}
 	v.report.notChecked("other workspaces, and whether the store's own columns are what the bodies say: `immutable verify clickhouse` does")
 	h.keepForks(results)
-	v.keepForkedChain(a)
 	for _, r := range results { // which workspace an answer is about nobody has signed, but whose chains there are
 		if r.err == nil {
 			a.sources = map[string]rememberedWorkspace{source: {r.identity.Workspace, r.identity.Incarnation}}
@@ -274,7 +273,7 @@ func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *cha
 	if err != nil || a == nil {
 		return nil, nil, err
 	}
-	v.checkOther(a, other, newest)
+	v.checkOther(ctx, a, other, newest)
 	v.checkNewest(a, epoch)
 	return a, epoch, nil
 }
@@ -332,7 +331,7 @@ func provenKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys 
 }
 
 // checkOther compares the checkpoint that GET /ledger/checkpoint answers with the one that the chains are proven by.
-func (v *apiVerifier) checkOther(a *accepted, other *ledger.Checkpoint, signed []byte) {
+func (v *apiVerifier) checkOther(ctx context.Context, a *accepted, other *ledger.Checkpoint, signed []byte) {
 	root, known := a.replay.roots[other.Size]
 	if other.Size == a.Size {
 		root, known = a.Root, true
@@ -343,18 +342,13 @@ func (v *apiVerifier) checkOther(a *accepted, other *ledger.Checkpoint, signed [
 	case other.Size > a.Size:
 		v.report.notef("GET /ledger/checkpoint is of size %d already, the chains are proven by that of size %d", other.Size, a.Size)
 	case known && root != other.Root:
-		opened, f := v.cfg.Trust.Open(signed, a.replay.keys, v.cfg.Now)
-		if f != nil && f.Verdict != ledger.QuorumNotMet {
+		if _, f := v.cfg.Trust.Open(signed, a.replay.keys, v.cfg.Now); f != nil && f.Verdict != ledger.QuorumNotMet {
 			v.report.fault(f)
 			return
 		}
-		if opened == nil {
-			opened = &ledger.Opened{Checkpoint: *other, Signed: signed}
-		}
 		a.forked = true
-		detail := fmt.Sprintf("GET /ledger/checkpoint of size %d is not the beginning of the log of size %d", other.Size, a.Size)
-		v.report.faultf(ledger.Forked, "%s", detail)
-		v.keepEvidence(string(a.Signed), opened, detail)
+		f := v.forkAt(ctx, &logTiles{v.client, a.Size}, a, other.Size, signed, a.replay.states[other.Size])
+		v.fork(f, "GET /ledger/checkpoint of size %d is not the beginning of the log of size %d", other.Size, a.Size)
 	}
 }
 

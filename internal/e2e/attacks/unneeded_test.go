@@ -42,7 +42,7 @@ func unneeded() map[string]string {
 		"ledger/trust.go madeBefore: err == nil":                                     another,
 		"verify/api.go once: e != \"\" && e != \"identity\"":                         another,
 		"verify/ledger.go run: err != nil":                                           another,
-		"verify/accept.go keepChainFork: err != nil":                                 "evidence that the verifier has made holds",
+		"ledger/logfork.go encodeEvidence: err != nil":                               cannot,
 		"verify/history.go remembered: is != nil":                                    stated,
 		"verify/history.go remembered: is.Size == c.Size":                            stated,
 		"verify/history.go remembered: is.Root == c.Root":                            stated,
