@@ -178,3 +178,39 @@ func forkEvidenceOfTables(t *testing.T, newest bool, checkpoints int) {
 		logFork(t, cfg, &verify.Report{Evidence: []string{file}})
 	}
 }
+
+// A chain that the newest epoch has with fewer leaves than when it was verified before, or does not have: both sides are at hand, also where no older epoch is
+// compared with.
+func TestRolledBackChainEvidence(t *testing.T) {
+	for name, left := range map[string]int{"fewer leaves": 60, "gone": 0} {
+		t.Run(name, func(t *testing.T) {
+			l := newLedger()
+			a := newAPI(t, l)
+			cfg := a.config()
+			cfg.Epochs = 1
+			cfg.MemoryFile = filepath.Join(t.TempDir(), "memory.json")
+			if r := a.verify(cfg); r.Exit != verify.ExitVerified {
+				t.Fatal(r.Text())
+			}
+			c := l.Chains[0]
+			c.Leaves = c.Leaves[:left]
+			l.Epoch()
+			cfg.Now = l.Now()
+			r := a.verify(cfg)
+			if r.Exit != verify.ExitTampered || !slices.Contains(faults(r), fmt.Sprintf("ROLLED BACK chain %x", c.ID)) || len(r.Evidence) != 1 {
+				t.Fatal(r.Text())
+			}
+			text, err := os.ReadFile(r.Evidence[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := ledger.ParseChainFork(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Verify(cfg.Trust, cfg.Now); err != nil || f.Chain != c.ID || f.Newer.Size != uint64(left) || f.Older.Size != 101 {
+				t.Errorf("%v: %s", err, text)
+			}
+		})
+	}
+}

@@ -225,7 +225,7 @@ func (h *histories) marks(c *apiChain) []ledger.Mark {
 	if m, ok := memoryMark(h.a.remembered, c.Chain); ok && m.Size <= c.Size {
 		all = append(all, stated{m, h.a.remembered.Chains[c.Chain].Stated})
 	} else if ok {
-		h.chainFault(ledger.RolledBack, c, "it has %d leaves, it had %d when it was verified before", c.Size, m.Size)
+		h.keepFall(h.fork(c), h.side(h.newest(), c), fmt.Sprintf("it has %d leaves, it had %d when it was verified before", c.Size, m.Size))
 	}
 	slices.SortStableFunc(all, func(a, b stated) int { return cmp.Compare(a.mark.Size, b.mark.Size) })
 	e := h.newest()
@@ -236,6 +236,52 @@ func (h *histories) marks(c *apiChain) []ledger.Mark {
 		h.sides[c.Chain] = append(h.sides[c.Chain], s.side)
 	}
 	return marks
+}
+
+// keepFall reports a chain that the newest epoch has with fewer leaves than when it was verified before, or has not, and keeps the proof of that: newer is
+// nil where nothing proves what the newest epoch has.
+func (h *histories) keepFall(f *ledger.ChainFork, newer *ledger.StatedChain, detail string) {
+	h.report.fault(&ledger.Fault{Verdict: ledger.RolledBack, Chain: &f.Chain, Detail: detail})
+	older := h.a.remembered.Chains[f.Chain].Stated
+	if older == nil || newer == nil {
+		h.report.notef("no evidence can be made of what chain %x was: nothing ties both what is remembered of it and what is there now to signed epochs", f.Chain)
+		return
+	}
+	f.Detail, f.Older, f.Newer = detail, *older, *newer
+	if len(h.report.Evidence) < maxEvidence {
+		h.keepChainFork(f)
+	}
+}
+
+// checkForgotten: a chain of the workspace that was verified before is still there. Of those that are gone it has been said.
+func (h *histories) checkForgotten(results []*chainResult) {
+	if h.a.remembered == nil {
+		return
+	}
+	here, workspaces := map[ledger.ChainID]bool{}, map[[16]byte]bool{}
+	for _, r := range results {
+		here[r.id], workspaces[r.identity.Workspace] = true, true
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(h.a.remembered.Chains), compareChains) {
+		c := h.a.remembered.Chains[id]
+		if workspaces[c.Workspace] && !here[id] && !h.gone[id] {
+			f, newer := h.absence(id)
+			h.keepFall(f, newer, fmt.Sprintf("it had %d leaves when it was verified before, and is not there any more", c.Size))
+		}
+	}
+}
+
+// absence is the newest epoch's proof that it does not have a chain, nil where it does not prove that.
+func (h *histories) absence(id ledger.ChainID) (*ledger.ChainFork, *ledger.StatedChain) {
+	e := h.newest()
+	for _, a := range e.answer.Absent {
+		if proof := e.absent[id]; a.Chain == id && proof != nil {
+			gone := h.side(e, nil)
+			gone.Map = *proof
+			return &ledger.ChainFork{Workspace: e.answer.Workspace, Incarnation: e.answer.Incarnation, Lane: a.Lane, Chain: id}, gone
+		}
+	}
+	return &ledger.ChainFork{Chain: id}, nil
 }
 
 // keepForks keeps the evidence against each chain of which two epochs state two histories.

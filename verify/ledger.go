@@ -138,7 +138,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.checkForgotten(a.remembered, results, h.gone)
+	h.checkForgotten(results)
 	source := v.checkSource(a, &answer.Data)
 	if d := h.newest().answer; len(d.Chains) == 0 {
 		v.report.undecided("workspace %x, incarnation %x: none of its %d lanes has a chain at epoch %d, so there is nothing to verify",
@@ -411,23 +411,4 @@ func (v *apiVerifier) verifyChains(ctx context.Context, h *histories) ([]*chainR
 	v.report.notChecked("whether an event is in two chains, or twice in one with %d leaves or more between: `immutable verify clickhouse` does", ledger.RepeatLeaves)
 	v.report.Epochs = uint64(len(h.epochs))
 	return results, err
-}
-
-// checkForgotten: a chain of the workspace that was verified before is still there. Of those that are gone it has been said.
-func (v *apiVerifier) checkForgotten(old *rememberedLog, results []*chainResult, gone map[ledger.ChainID]bool) {
-	if old == nil {
-		return
-	}
-	here, workspaces := map[ledger.ChainID]bool{}, map[[16]byte]bool{}
-	for _, r := range results {
-		here[r.id], workspaces[r.identity.Workspace] = true, true
-	}
-	for id, c := range old.Chains {
-		if workspaces[c.Workspace] && !here[id] && !gone[id] {
-			v.report.fault(&ledger.Fault{
-				Verdict: ledger.RolledBack, Chain: &id,
-				Detail: fmt.Sprintf("it had %d leaves when it was verified before, and is not there any more", c.Size),
-			})
-		}
-	}
 }

@@ -208,7 +208,7 @@ func openMemory(ctx context.Context, cfg *Config) (*memory, error) {
 // merge adds what another run has remembered of the log meanwhile by the same checkpoint: of each chain the larger size. It returns a chain of which
 // both cannot be true.
 func (l *rememberedLog) merge(other *rememberedLog) (forked *ledger.ChainID) {
-	for _, id := range slices.SortedFunc(maps.Keys(other.Chains), func(a, b ledger.ChainID) int { return bytes.Compare(a[:], b[:]) }) {
+	for _, id := range slices.SortedFunc(maps.Keys(other.Chains), compareChains) {
 		c, own := other.Chains[id], l.Chains[id]
 		if own.Size == c.Size && own.Root != c.Root {
 			return &id
@@ -224,6 +224,8 @@ func (l *rememberedLog) merge(other *rememberedLog) (forked *ledger.ChainID) {
 	}
 	return nil
 }
+
+func compareChains(a, b ledger.ChainID) int { return bytes.Compare(a[:], b[:]) }
 
 // writeFile replaces a file, and makes the folder that it is in.
 func writeFile(path string, text []byte) error {
