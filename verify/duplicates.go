@@ -13,6 +13,8 @@ import (
 const (
 	// repeatedAtOnce is how many ids that come twice are asked for in one statement.
 	repeatedAtOnce = 10_000
+	// maxTimes is how many leaves of one id are kept to find copies of them.
+	maxTimes = 1000
 	// groupBytes is what ClickHouse keeps in memory of all ids, and of rows to be sorted; what is more it writes to disk.
 	groupBytes = 256 << 20
 )
@@ -27,9 +29,21 @@ type repeated struct {
 
 // checkRepeats looks for events that were sealed twice, anywhere in a workspace. Rows that are at fault already are no leaves.
 func (v *tableVerifier) checkRepeats(ctx context.Context) error {
-	var before repeated
+	var last repeated
+	times := map[int64]repeated{} // the leaves of the id, by when they were recorded: a retry in between must not hide a copy
 	sentAgain := uint64(0)
 	each := func(again *repeated) {
+		if last.ID != again.ID || last.workspace != again.workspace {
+			clear(times)
+		}
+		before, copied := times[again.RecordedAt]
+		if !copied {
+			before = last
+		}
+		if len(times) < maxTimes {
+			times[again.RecordedAt] = *again
+		}
+		last = *again
 		switch {
 		case before.ID != again.ID || before.workspace != again.workspace:
 		case before.chain == again.chain && before.Sequence == again.Sequence: // one leaf, stored twice
@@ -43,10 +57,9 @@ func (v *tableVerifier) checkRepeats(ctx context.Context) error {
 				Detail: fmt.Sprintf("the event was sealed before, as sequence %d of chain %x", before.Sequence, before.chain),
 			})
 		}
-		before = *again
 	}
 	for more := true; more; {
-		ids, err := v.store.repeats(ctx, before.workspace, before.ID, each)
+		ids, err := v.store.repeats(ctx, last.workspace, last.ID, each)
 		if err != nil {
 			return err
 		}

@@ -46,6 +46,30 @@ func TestManyLateRetries(t *testing.T) {
 	}
 }
 
+// A retry that came too late hides no copy of what came before it.
+func TestCopyBehindARetry(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1)
+	l.Events(c, 12)
+	for i, sequence := range []int{2, 6, 10} {
+		leaf := &c.Leaves[sequence]
+		leaf.ID = c.Leaves[2].ID
+		leaf.ID[6] = leaf.ID[6]&0x0f | 0x80
+		for later := range c.Leaves[sequence:] {
+			c.Leaves[sequence+later].Offset += uint64(i) * ledger.RepeatLeaves
+		}
+	}
+	c.Leaves[10].RecordedAt = c.Leaves[2].RecordedAt
+	c.Reseal(1)
+	l.Epoch()
+	s := newTables(t, l)
+	r := s.verify(s.config())
+	want := fmt.Sprintf("DUPLICATE chain %x sequence 10 ", c.ID)
+	if r.Exit != verify.ExitTampered || len(r.Faults) != 1 || !strings.HasPrefix(r.Faults[0].String(), want) || !strings.Contains(r.Faults[0].Detail, "as sequence 2 ") {
+		t.Errorf("want %q: %s", want, r.Text())
+	}
+}
+
 // How far apart two leaves are is said by what they commit to, and not by where the tables say that the ledger topic has them.
 func TestRepeatsGoByTheInput(t *testing.T) {
 	l := ledgertest.New()

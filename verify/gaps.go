@@ -37,7 +37,7 @@ const unsealedInput = "whether every record of the events topic has a leaf"
 type gaps struct {
 	client *kgo.Client
 	tables *Tables
-	// starts and ends of the partitions of the events topic. What was sealed when the ends were asked for is before them.
+	// starts and ends of the partitions of the events topic.
 	starts, ends kadm.ListedOffsets
 	// inputs of the partition at hand: one bit for each offset from start on, up to and without end.
 	start, end uint64
@@ -46,6 +46,7 @@ type gaps struct {
 	generation uint16
 	partition  int32
 	tooMany    bool
+	beyond     []inputRow     // leaves of the ledger partition at hand whose place is not before end, maxUnsealed at most
 	dead       map[input]bool // what is on the dlq, maxDead and one of them at most
 }
 
@@ -95,43 +96,72 @@ func (g *gaps) close() {
 	}
 }
 
-// sealed notes the place of a leaf in the input. It returns whether there may be such a place.
-func (g *gaps) sealed(r *inputRow) bool {
+// sealed notes the place of a leaf in the input.
+func (g *gaps) sealed(r *inputRow) {
 	if g.client == nil {
-		return true
+		return
 	}
 	if g.partition != int32(r.partition) || g.generation < r.generation {
 		topic := g.tables.Kafka.Topic(schemas.TopicEvents)
 		start, _ := g.starts.Lookup(topic, int32(r.partition))
 		end, _ := g.ends.Lookup(topic, int32(r.partition))
 		*g = gaps{
-			client: g.client, tables: g.tables, starts: g.starts, ends: g.ends, dead: g.dead, partition: int32(r.partition), generation: r.generation,
+			client: g.client, tables: g.tables, starts: g.starts, ends: g.ends, beyond: g.beyond, dead: g.dead,
+			partition: int32(r.partition), generation: r.generation,
 			start: uint64(max(start.Offset, 0)), end: uint64(max(end.Offset, 0)), bits: g.bits[:0],
 		}
 	}
 	if r.generation < g.generation || r.offset < g.start {
-		return true
+		return
 	}
 	if r.offset >= g.end {
-		return false
+		if len(g.beyond) < maxUnsealed {
+			g.beyond = append(g.beyond, *r)
+		}
+		return
 	}
 	at := r.offset - g.start
 	if at >= maxInputs {
 		g.tooMany = true
-		return true
+		return
 	}
 	for uint64(len(g.bits)) <= at/64 {
 		g.bits = append(g.bits, 0)
 	}
 	g.bits[at/64] |= 1 << (at % 64)
 	g.next = max(g.next, r.offset+1)
-	return true
 }
 
 // has says whether a leaf names an offset.
 func (g *gaps) has(offset uint64) bool {
 	at := offset - g.start
 	return at/64 < uint64(len(g.bits)) && g.bits[at/64]>>(at%64)&1 == 1
+}
+
+// checkBeyond reports leaves of chains without faults whose place in the input was not written when they had been read.
+func (g *gaps) checkBeyond(ctx context.Context, v *tableVerifier, faulty map[ledger.ChainID]bool) error {
+	beyond := g.beyond
+	if g.beyond = nil; len(beyond) == 0 {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, kafkaWait)
+	defer cancel()
+	topic := g.tables.Kafka.Topic(schemas.TopicEvents)
+	ends, err := kadm.NewClient(g.client).ListEndOffsets(asking, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("asking kafka: %w", err)
+	}
+	for _, r := range beyond {
+		end, _ := ends.Lookup(topic, int32(r.partition))
+		if !faulty[r.chain] && r.offset >= uint64(max(end.Offset, 0)) {
+			v.report.fault(leafFault(ledger.Inserted, &ledger.Leaf{Chain: r.chain, Sequence: r.sequence, ID: r.id},
+				"its event is at offset %d of partition %d of the events topic, where nothing was written yet", r.offset, r.partition))
+		}
+	}
+	return nil
 }
 
 // check reads what the events topic still has of the partition, up to the last place that a leaf names.

@@ -51,17 +51,16 @@ func (v *tableVerifier) checkInput(ctx context.Context, results []*chainResult) 
 	for _, p := range partitions {
 		var last *inputRow
 		err := v.store.inputs(ctx, p, ends[p], func(r *inputRow) {
-			written := gaps.sealed(r)
+			gaps.sealed(r)
 			if faulty[r.chain] {
 				return
-			}
-			if !written {
-				v.report.fault(leafFault(ledger.Inserted, &ledger.Leaf{Chain: r.chain, Sequence: r.sequence, ID: r.id},
-					"its event is at offset %d of partition %d of the events topic, where nothing was written yet", r.offset, r.partition))
 			}
 			v.checkInputOrder(last, r)
 			last = r
 		})
+		if err == nil {
+			err = gaps.checkBeyond(ctx, v, faulty)
+		}
 		if err == nil {
 			err = gaps.check(ctx, v, p)
 		}

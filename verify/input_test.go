@@ -254,3 +254,28 @@ func TestInputBeyondBounds(t *testing.T) {
 		})
 	}
 }
+
+// Where Kafka does not say a second time how far the events topic goes, a leaf beyond that may have been sealed meanwhile.
+func TestInputBeyondEndUnknown(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 5)
+	l.Epoch()
+	s := newTables(t, l)
+	cluster := kafkatest.Start(t)
+	asked := 0
+	cluster.Fake.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: cluster.Config.Topic(schemas.TopicEvents), Partitions: []int32{1}, Err: kerr.InvalidRequest, Count: -1,
+		When: func(kmsg.Request) bool { // after the beginning and the end
+			asked++
+			return asked > 2
+		},
+	})
+	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Exit != verify.ExitUndecided || len(r.Faults) > 0 || len(r.Undecided) != 1 || !strings.Contains(r.Undecided[0], "ledger partition 1: asking kafka") {
+		t.Error(r.Text())
+	}
+}
