@@ -33,8 +33,11 @@ type API struct {
 	Backoff time.Duration
 	// LeavesPerRequest, 1 to 10000. Default 5000.
 	LeavesPerRequest int
-	// MaxAnswerBytes of an answer that is no stream of leaves; those of all older epochs together have at most twice that. Default 32 MiB.
+	// MaxAnswerBytes of an answer that is no stream of leaves. Default 32 MiB.
 	MaxAnswerBytes int64
+	// MaxOlderBytes is what is kept in memory of the answers of all older epochs, about, each of which is checked before the next is asked for.
+	// Default 96 MiB.
+	MaxOlderBytes int64
 	// MaxLineBytes of one leaf. Default 2 MiB: an event has at most 256 KiB, and JSON in JSON twice that.
 	MaxLineBytes int
 	// MaxPageBytes is what one page of leaves may take in memory, about. A larger one is asked for again with half the leaves. Default 16 MiB.
@@ -62,6 +65,9 @@ func (a API) withDefaults() API {
 	if a.MaxAnswerBytes == 0 {
 		a.MaxAnswerBytes = 32 << 20
 	}
+	if a.MaxOlderBytes == 0 {
+		a.MaxOlderBytes = 96 << 20
+	}
 	if a.MaxLineBytes == 0 {
 		a.MaxLineBytes = 2 << 20
 	}
@@ -87,7 +93,7 @@ func (a *API) Validate() error {
 		return errors.New("the URL must be http://HOST:PORT or https://HOST")
 	case a.Key == "":
 		return errors.New("an API key is required: one of scope events:read")
-	case a.Attempts < 0 || a.RequestTimeout < 0 || a.Backoff < 0 || a.MaxAnswerBytes < 0 || a.MaxLineBytes < 0:
+	case a.Attempts < 0 || a.RequestTimeout < 0 || a.Backoff < 0 || a.MaxAnswerBytes < 0 || a.MaxOlderBytes < 0 || a.MaxLineBytes < 0:
 		return errors.New("numbers and durations must not be negative")
 	case a.MaxPageBytes < 0 || a.MaxPagesBytes < a.MaxPageBytes:
 		return errors.New("the pages together must be at least as large as one of them")

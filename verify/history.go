@@ -24,9 +24,10 @@ type histories struct {
 	keys []ledger.BundleKey // that the accepted checkpoint covers
 	// epochs in the order of the log, the newest last.
 	epochs []*statedEpoch
-	// sides are what the marks of each chain were made of, in their order; nil of one that nothing ties to a checkpoint.
-	sides map[ledger.ChainID][]*ledger.StatedChain
-	// left are the bytes that answers of older epochs may still have.
+	// sides are what the marks of each chain were made of, in their order; nil of one that nothing ties to a checkpoint. They are made when they are
+	// asked for: of all marks they would take more than the epochs.
+	sides map[ledger.ChainID][]func() *ledger.StatedChain
+	// left are the bytes that what is kept of older epochs may still take.
 	left int64
 	// gone are chains that an older epoch has, and the newest has not.
 	gone map[ledger.ChainID]bool
@@ -53,6 +54,7 @@ func (h *histories) askOlder(ctx context.Context) error {
 	}
 	indexes := olderEpochs(newest.entry.Index, changes, h.cfg.Epochs-1)
 	var all []*statedEpoch
+	known := map[ledger.ChainID]bool{}
 	refused := 0
 	for i, index := range indexes {
 		e, err := h.askEpoch(ctx, index)
@@ -66,9 +68,17 @@ func (h *histories) askOlder(ctx context.Context) error {
 				break
 			}
 		}
-		if e != nil {
-			all = append(all, e)
+		if e == nil {
+			continue
 		}
+		kept := e.forget(all, known)
+		if kept > h.left {
+			h.report.undecided("%d older epochs that were to be compared with are not: what is kept of the others takes %d bytes, and that of epoch %d would be too much",
+				len(indexes)-i, h.client.MaxOlderBytes-h.left, index)
+			break
+		}
+		h.left -= kept
+		all = append(all, e)
 	}
 	h.epochs = append(all, newest)
 	total := newest.entry.Index + 1
@@ -100,7 +110,7 @@ func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
 // askEpoch asks what one epoch states, by the accepted checkpoint. It returns nil where that is not proven; the error says that it was not
 // answered, or with a proof by another checkpoint or of another epoch.
 func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, error) {
-	query, limit := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size), min(h.left, h.client.MaxAnswerBytes)
+	query, limit := fmt.Sprintf("?epoch=%d&checkpoint=%d", index, h.a.Size), h.client.MaxAnswerBytes
 	answer, err := h.chains(ctx, query, limit)
 	for range mapRounds - 1 { // the map may still be being made
 		if status, ok := errors.AsType[*statusError](err); !ok || status.status != http.StatusServiceUnavailable {
@@ -111,7 +121,6 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 	if err != nil {
 		return nil, err
 	}
-	h.left -= answer.bytes
 	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
 	if err == nil && p.Index != index {
 		err = fmt.Errorf("it is of epoch %d", p.Index)
@@ -133,22 +142,53 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 	}
 	p.Checkpoint = h.a.Signed // the answer's may have other signatures, which nobody has looked at
 	answer.Data.LogProof = string(p.Marshal())
-	e := h.checkStatedEpoch(entry, answer)
-	e.forget()
-	return e, nil
+	return h.checkStatedEpoch(entry, answer), nil
 }
 
-// forget keeps of an answer what was proven, and nothing else of what it held.
-func (e *statedEpoch) forget() {
+const (
+	// bytesOfEpoch, bytesOfOlder and bytesOfSame are what is kept of an older epoch, of a chain that has changed in it, with the mark and the evidence that
+	// are made of it, and of one that has not, besides texts and siblings.
+	bytesOfEpoch = 1 << 10
+	bytesOfOlder = 384
+	bytesOfSame  = 64
+	bytesOfHash  = len(ledger.Hash{})
+)
+
+// forget keeps of an older epoch what marks and evidence are made of, and returns how many bytes that takes, about. before are the older ones, and known
+// the chains that they have, to which it adds. A chain that is as the last of them has it is that one's.
+func (e *statedEpoch) forget(before []*statedEpoch, known map[ledger.ChainID]bool) int64 {
+	e.entry = &ledger.Entry{Index: e.entry.Index, Time: e.entry.Time}
 	e.answer = &statedChains{Epoch: e.answer.Epoch, LogProof: e.answer.LogProof}
-	for id, c := range e.chains {
+	bytes := bytesOfEpoch + len(e.answer.Epoch) + len(e.answer.LogProof)
+	chains, shown, absent := e.chains, e.shown, e.absent
+	e.chains, e.shown, e.absent = make(map[ledger.ChainID]*apiChain, len(chains)), map[ledger.ChainID]bool{}, map[ledger.ChainID]*ledger.MapProof{}
+	for id, c := range chains {
+		bytes += bytesOfSame
+		if n := len(before); n > 0 {
+			if was := before[n-1].chains[id]; was != nil && was.Size == c.Size && was.Root == c.Root {
+				e.chains[id] = was
+				continue
+			}
+		}
 		kept := *c
+		kept.Map.Siblings = slices.Clone(c.Map.Siblings) // what was decoded has room for more
 		e.chains[id] = &kept
+		bytes += bytesOfOlder + bytesOfHash*len(kept.Map.Siblings)
 	}
-	for id, p := range e.absent {
-		kept := *p
-		e.absent[id] = &kept
+	for id := range known { // of others nothing can be gone
+		if chains[id] == nil && shown[id] {
+			e.shown[id] = true
+			bytes += bytesOfSame
+		}
+		if p := absent[id]; p != nil {
+			e.absent[id] = &ledger.MapProof{Siblings: slices.Clone(p.Siblings), Other: p.Other}
+			bytes += bytesOfSame + bytesOfHash*(len(p.Siblings)+2)
+		}
 	}
+	for id := range chains {
+		known[id] = true
+	}
+	return int64(bytes)
 }
 
 // checkFalls: a chain that an epoch has is in every later one, with no fewer leaves. The newest one has to show it; one in between that does
@@ -185,7 +225,9 @@ func (h *histories) checkFalls() {
 			h.chainFault(ledger.RolledBack, before.chain, "%s", f.Detail)
 		}
 		for id, c := range e.chains {
-			seen[id] = last{e, c}
+			if seen[id].chain != c { // else its proof is of the epoch that it was seen in
+				seen[id] = last{e, c}
+			}
 		}
 	}
 }
@@ -209,7 +251,7 @@ func (h *histories) side(e *statedEpoch, c *apiChain) *ledger.StatedChain {
 func (h *histories) marks(c *apiChain) []ledger.Mark {
 	type stated struct {
 		mark ledger.Mark
-		side *ledger.StatedChain
+		side func() *ledger.StatedChain
 	}
 	var all []stated
 	for _, e := range h.epochs[:len(h.epochs)-1] {
@@ -220,16 +262,16 @@ func (h *histories) marks(c *apiChain) []ledger.Mark {
 		if n := len(all); n > 0 && *all[n-1].mark.Want == was.Root && all[n-1].mark.Size == was.Size {
 			continue
 		}
-		all = append(all, stated{ledger.Mark{Size: was.Size, Want: &was.Root, Older: true, Covered: e.entry.Time}, h.side(e, was)})
+		all = append(all, stated{ledger.Mark{Size: was.Size, Want: &was.Root, Older: true, Covered: e.entry.Time}, func() *ledger.StatedChain { return h.side(e, was) }})
 	}
 	if m, ok := memoryMark(h.a.remembered, c.Chain); ok && m.Size <= c.Size {
-		all = append(all, stated{m, h.a.remembered.Chains[c.Chain].Stated})
+		all = append(all, stated{m, func() *ledger.StatedChain { return h.a.remembered.Chains[c.Chain].Stated }})
 	} else if ok {
 		h.keepFall(h.fork(c), h.side(h.newest(), c), fmt.Sprintf("it has %d leaves, it had %d when it was verified before", c.Size, m.Size))
 	}
 	slices.SortStableFunc(all, func(a, b stated) int { return cmp.Compare(a.mark.Size, b.mark.Size) })
 	e := h.newest()
-	all = append(all, stated{ledger.Mark{Size: c.Size, Want: &c.Root, Covered: e.entry.Time}, h.side(e, c)})
+	all = append(all, stated{ledger.Mark{Size: c.Size, Want: &c.Root, Covered: e.entry.Time}, func() *ledger.StatedChain { return h.side(e, c) }})
 	var marks []ledger.Mark
 	for _, s := range all {
 		marks = append(marks, s.mark)
@@ -288,7 +330,7 @@ func (h *histories) absence(id ledger.ChainID) (*ledger.ChainFork, *ledger.State
 func (h *histories) keepForks(results []*chainResult) {
 	for _, r := range results {
 		for _, d := range r.divergences {
-			older, newer := h.sides[r.id][d.Older], h.sides[r.id][d.Newer]
+			older, newer := h.sides[r.id][d.Older](), h.sides[r.id][d.Newer]()
 			if older == nil || newer == nil {
 				h.report.notef("no evidence can be made of what chain %x was: nothing ties what is remembered of it to a signed epoch", r.id)
 				continue

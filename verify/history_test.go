@@ -300,7 +300,7 @@ func TestChainForkOfHonestChain(t *testing.T) {
 	}
 }
 
-// All older epochs together have a limit.
+// What is kept of older epochs has a limit, of all of them together: what they were read from has not.
 func TestLedgerOlderEpochsAreBounded(t *testing.T) {
 	a := newAPI(t, newLedger())
 	cfg := a.config()
@@ -310,9 +310,78 @@ func TestLedgerOlderEpochsAreBounded(t *testing.T) {
 		}
 		return answer
 	}
-	r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: ledgertest.APIKey, MaxAnswerBytes: 50_000})
-	if err != nil || r.Exit != verify.ExitUndecided || r.Epochs != 3 || !strings.Contains(strings.Join(r.Undecided, " "), "it has more than") {
+	api := verify.API{URL: a.url, Key: ledgertest.APIKey, MaxAnswerBytes: 50_000, MaxOlderBytes: 40_000}
+	if r, err := verify.Ledger(t.Context(), cfg, api); err != nil || r.Exit != verify.ExitVerified || r.Epochs != 5 {
+		t.Errorf("%v, %s", err, r.Text())
+	}
+	api.MaxOlderBytes = 8_000
+	r, err := verify.Ledger(t.Context(), cfg, api)
+	if err != nil || r.Exit != verify.ExitUndecided || len(r.Undecided) != 1 || r.Epochs >= 5 ||
+		!strings.Contains(r.Undecided[0], fmt.Sprintf("%d older epochs that were to be compared with are not", 5-r.Epochs)) {
+		t.Errorf("%v, %s", err, r.Text())
+	}
+}
+
+// As many epochs as there may be, of 24 lanes.
+func TestLedgerManyEpochs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	l := ledgertest.New()
+	for lane := range uint32(24) {
+		l.Events(l.Chain(1, 1, lane, 24), 1)
+	}
+	for i := range byte(60) {
+		l.Events(l.Chain(i+2, 1, 0, 1), 1)
+	}
+	for range 4096 {
+		l.Epoch()
+	}
+	a := newAPI(t, l)
+	cfg := a.config()
+	cfg.Epochs = 4096
+	if r := a.verify(cfg); r.Exit != verify.ExitVerified || r.Epochs < 4000 {
 		t.Error(r.Text())
+	}
+}
+
+// A chain that is the same in several epochs is kept once, with the proof of the epoch that had it first: that one convicts, of a fall and of a fork.
+func TestEvidenceOfAChainThatRested(t *testing.T) {
+	for name, do := range map[string]func(l *ledgertest.Ledger, c *ledgertest.Chain){
+		"a fall": func(_ *ledgertest.Ledger, c *ledgertest.Chain) { c.Leaves = c.Leaves[:60] },
+		"a fork": func(l *ledgertest.Ledger, c *ledgertest.Chain) {
+			c.Leaves[30].Body = ledgertest.Body(99)
+			c.Reseal(30)
+			l.Events(c, 7)
+		},
+	} {
+		l := newLedger()
+		for range 5 {
+			l.Events(l.Chains[2], 1) // of another workspace
+			l.Epoch()
+		}
+		do(l, l.Chains[0])
+		for range 3 {
+			l.Epoch()
+		}
+		a := newAPI(t, l)
+		cfg := a.config()
+		r := a.verify(cfg)
+		if r.Exit != verify.ExitTampered || len(r.Evidence) != 1 {
+			t.Errorf("%s: %s", name, r.Text())
+			continue
+		}
+		text, err := os.ReadFile(r.Evidence[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := ledger.ParseChainFork(text)
+		if err == nil {
+			err = f.Verify(cfg.Trust, cfg.Now)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -56,8 +56,6 @@ type apiVerifier struct {
 // chainsAnswer is the answer of GET /ledger/chains.
 type chainsAnswer struct {
 	Data statedChains `json:"data"`
-
-	bytes int64 // of the answer
 }
 
 // statedChains are a workspace's chains at an epoch, and its lanes that have none.
@@ -127,7 +125,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 	}
 	v.report.Checkpoint.Behind = v.behind
 	h := &histories{
-		apiVerifier: v, a: a, keys: answer.Data.Keys, left: 2 * v.client.MaxAnswerBytes, sides: map[ledger.ChainID][]*ledger.StatedChain{}, gone: map[ledger.ChainID]bool{},
+		apiVerifier: v, a: a, keys: answer.Data.Keys, left: v.client.MaxOlderBytes, sides: map[ledger.ChainID][]func() *ledger.StatedChain{}, gone: map[ledger.ChainID]bool{},
 	}
 	h.epochs = []*statedEpoch{v.checkStatedEpoch(epoch, answer)}
 	if err := h.askOlder(ctx); err != nil {
@@ -227,7 +225,7 @@ func (v *apiVerifier) chains(ctx context.Context, query string, limit int64) (*c
 	if err != nil {
 		return nil, err
 	}
-	answer := &chainsAnswer{bytes: int64(len(text))}
+	answer := new(chainsAnswer)
 	if err := unmarshal(text, answer, maxChainsElements, maxChainsValues); err != nil {
 		return nil, fmt.Errorf("GET /ledger/chains%s: %w: %w", query, errAnswer, err)
 	}

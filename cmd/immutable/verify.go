@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -125,8 +128,23 @@ func (c *verifyLedgerCmd) Run(ctx context.Context, p *process) error {
 	}
 	cfg.MaxAge, cfg.Timeout, cfg.Settle, cfg.Epochs = c.MaxAge, c.Timeout, c.Settle, c.Epochs
 	cfg.Progress = progress(p.stderr)
+	boundMemory()
 	r, err := verify.Ledger(ctx, cfg, verify.API{URL: c.URL, Key: c.APIKey})
 	return c.print(p, r, err)
+}
+
+const (
+	// memoryOfLedger is from where on garbage is collected as soon as there is some: what is kept may be half of what a server makes the verifier take.
+	memoryOfLedger = 192 << 20
+	// memoryOfCore is that for each core after the second, which verifies one more chain.
+	memoryOfCore = 32 << 20
+)
+
+// boundMemory lets the collector work harder where much is kept, unless GOMEMLIMIT says something else.
+func boundMemory() {
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		debug.SetMemoryLimit(memoryOfLedger + memoryOfCore*int64(max(runtime.GOMAXPROCS(0)-2, 0)))
+	}
 }
 
 type verifyClickHouseCmd struct {

@@ -95,33 +95,32 @@ func names(size int) string {
 	return b.String()
 }
 
+// leafPages answers each request for leaves of a chain with as many lines as it asks for, or most, and more to follow.
+func leafPages(chain *ledgertest.Chain, most uint64, members string) http.HandlerFunc {
+	if !strings.Contains(members, "recorded_at") {
+		members += `,"recorded_at":"2026-11-24T10:00:00.000000Z"`
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		var from, limit uint64
+		_, _ = fmt.Sscan(r.URL.Query().Get("from"), &from)
+		_, _ = fmt.Sscan(r.URL.Query().Get("limit"), &limit)
+		to := from + min(limit, most)
+		for ; from < to; from++ {
+			_, err := fmt.Fprintf(w, `{"workspace":"%x","incarnation":"%x","lane":0,"chain":"%x","sequence":%d,"kind":2,"id":"00000000-0000-4000-8000-%012x"%s}`+"\n",
+				chain.Workspace, chain.Incarnation, chain.ID, from, from, members)
+			if err != nil {
+				return
+			}
+		}
+		_, _ = fmt.Fprintf(w, `{"next":%d,"more":true}`+"\n", to)
+	}
+}
+
 // TestAmplifyingServer: attack 28, answers that are small as a text and large in memory, or that never end although each of them does. One after the other: what
 // the servers send is in this process too.
 func TestAmplifyingServer(t *testing.T) {
 	chain := newLedger().Chains[0]
-	// line is a line of leaves of the first chain.
-	line := func(sequence uint64, members string) string {
-		if !strings.Contains(members, "recorded_at") {
-			members += `,"recorded_at":"2026-11-24T10:00:00.000000Z"`
-		}
-		return fmt.Sprintf(`{"workspace":"%x","incarnation":"%x","lane":0,"chain":"%x","sequence":%d,"kind":2,"id":"00000000-0000-4000-8000-%012x"%s}`+"\n",
-			chain.Workspace, chain.Incarnation, chain.ID, sequence, sequence, members)
-	}
-	// pages answers each request with as many lines as it asks for, or most, and more to follow.
-	pages := func(most uint64, members string) func(w http.ResponseWriter, r *http.Request) {
-		return func(w http.ResponseWriter, r *http.Request) {
-			var from, limit uint64
-			_, _ = fmt.Sscan(r.URL.Query().Get("from"), &from)
-			_, _ = fmt.Sscan(r.URL.Query().Get("limit"), &limit)
-			to := from + min(limit, most)
-			for ; from < to; from++ {
-				if _, err := io.WriteString(w, line(from, members)); err != nil {
-					return
-				}
-			}
-			_, _ = fmt.Fprintf(w, `{"next":%d,"more":true}`+"\n", to)
-		}
-	}
+	pages := func(most uint64, members string) http.HandlerFunc { return leafPages(chain, most, members) }
 	chains := func(text string) func(w http.ResponseWriter, _ *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) }
 	}
@@ -173,6 +172,41 @@ func TestAmplifyingServer(t *testing.T) {
 			}
 			t.Logf("%d MiB", r.maxRSS>>20)
 		})
+	}
+}
+
+// TestAmplifyingEpochs: attack 28, more older epochs than can be kept, with proofs that hold.
+func TestAmplifyingEpochs(t *testing.T) {
+	long(t)
+	l := ledgertest.New()
+	const lanes = 512
+	for lane := range uint32(lanes) {
+		l.Chain(1, 1, lane, lanes)
+	}
+	for range 280 {
+		for _, c := range l.Chains {
+			l.Events(c, 1)
+		}
+		l.Epoch()
+	}
+	s := newServer(l)
+	hostile := leafPages(l.Chains[0], 1<<40, `,"body":"`+fill("x", 2<<20-1000)+`"`)
+	for name, leaves := range map[string]http.HandlerFunc{"small leaves": s.ServeHTTP, "large leaves": hostile} {
+		flags := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/ledger/leaves") {
+				leaves(w, r)
+				return
+			}
+			s.ServeHTTP(w, r)
+		}))
+		if name == "large leaves" {
+			flags = append(flags, "--timeout=15s")
+		}
+		r := newAuditor(t).run(append(flags, "--epochs=4096")...)
+		if r.code == verify.ExitVerified || r.maxRSS > maxAmplified || !strings.Contains(strings.Join(r.Undecided, "\n"), "what is kept of the others takes") {
+			t.Errorf("%s: exit code %d, %d MiB: %.2000s", name, r.code, r.maxRSS>>20, r.output)
+		}
+		t.Logf("%s: %d MiB", name, r.maxRSS>>20)
 	}
 }
 
