@@ -149,7 +149,7 @@ func (s *server) schema(ctx context.Context) []Finding {
 // mustHave are settings of the tables without which a power cut takes rows away that were reported as written, or a
 // repeated insert doubles them.
 var mustHave = []string{ //nolint:gochecknoglobals // a constant that Go cannot write as one
-	"fsync_after_insert = 1", "fsync_part_directory = 1", "non_replicated_deduplication_window = 10000",
+	"fsync_after_insert = 1", "fsync_part_directory = 1", "min_rows_to_fsync_after_merge = 1", "non_replicated_deduplication_window = 10000",
 }
 
 func (s *server) tables(ctx context.Context) []Finding {

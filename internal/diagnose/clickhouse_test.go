@@ -45,10 +45,12 @@ func TestClickHouse(t *testing.T) {
 	exec("INSERT INTO leaves (part, chain) VALUES (202611, repeat('x', 16))")
 	exec("ALTER TABLE leaves DETACH PARTITION 202611")
 	exec("ALTER TABLE events MODIFY SETTING fsync_after_insert = 0")
+	exec("ALTER TABLE checkpoints MODIFY SETTING min_rows_to_fsync_after_merge = 0")
 	exec("ALTER TABLE events MODIFY SETTING table_readonly = 1")
 	found = run(t, diagnose.Config{ClickHouse: s.Config()})
 	want(t, found, diagnose.Warning, "tables", "table leaves has 1 detached part")
 	want(t, found, diagnose.Problem, "tables", "ALTER TABLE events MODIFY SETTING fsync_after_insert = 1")
+	want(t, found, diagnose.Problem, "tables", "ALTER TABLE checkpoints MODIFY SETTING min_rows_to_fsync_after_merge = 1")
 	want(t, found, diagnose.Problem, "tables", "table events is read-only")
 
 	exec("DROP TABLE leaves")

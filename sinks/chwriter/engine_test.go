@@ -50,7 +50,7 @@ func TestTablesAsTheWriterNeedsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, want := range []string{
-			"fsync_after_insert = 1", "fsync_part_directory = 1", "non_replicated_deduplication_window = 10000",
+			"fsync_after_insert = 1", "fsync_part_directory = 1", "min_rows_to_fsync_after_merge = 1", "non_replicated_deduplication_window = 10000",
 		} {
 			if !strings.Contains(engine, want) {
 				t.Errorf("%s has no %s: %s", table, want, engine)
@@ -58,6 +58,49 @@ func TestTablesAsTheWriterNeedsThem(t *testing.T) {
 		}
 		if want := "INDEX ledger_offset_minmax ledger_offset TYPE minmax"; !strings.Contains(create, want) {
 			t.Errorf("%s has no %s", table, want)
+		}
+	}
+}
+
+// The parts that rows were inserted in are removed soon after others have taken their place: by then a power cut must not take those away.
+func TestEngineSyncsPartsMadeOfOthers(t *testing.T) {
+	r := newRig(t)
+	exec := func(statement string) {
+		t.Helper()
+		if err := r.conn.Exec(t.Context(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	synced := func(statement string) uint64 {
+		t.Helper()
+		var counts [2]uint64
+		for i := range counts {
+			if i == 1 {
+				exec(statement)
+			}
+			if err := r.conn.QueryRow(t.Context(), "SELECT sum(value) FROM system.events WHERE event = 'FileSync'").Scan(&counts[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return counts[1] - counts[0]
+	}
+	for _, table := range []string{tableEvents, tableLeaves} {
+		exec("SYSTEM STOP MERGES " + table)
+		for i := range 2 {
+			exec(fmt.Sprintf("INSERT INTO %s (part, sequence) VALUES (202611, %d)", table, i))
+		}
+		exec("SYSTEM START MERGES " + table)
+		for _, statement := range []string{
+			"OPTIMIZE TABLE " + table + " FINAL",
+			"ALTER TABLE " + table + " UPDATE ledger_offset = 7 WHERE true SETTINGS mutations_sync = 1",
+		} {
+			with := synced(statement)
+			exec("ALTER TABLE " + table + " MODIFY SETTING min_rows_to_fsync_after_merge = 0")
+			without := synced(statement)
+			exec("ALTER TABLE " + table + " MODIFY SETTING min_rows_to_fsync_after_merge = 1")
+			if with < without+2 {
+				t.Errorf("%s: %d files were synced, %d without the setting", statement, with, without)
+			}
 		}
 	}
 }
