@@ -34,7 +34,7 @@ func (p *chainPages) settle(ctx context.Context) error {
 	for p.chain.Size > 0 {
 		page, err := p.page(ctx, p.chain.Size-1, 1)
 		if err != nil {
-			return nil //nolint:nilerr // reading from the beginning says what is wrong
+			return nil // reading from the beginning says what is wrong
 		}
 		page.batch.release()
 		if n := len(page.batch.leaves); n > 0 && page.batch.leaves[n-1].Sequence == p.chain.Size-1 && hasContent(&page.batch.leaves[n-1]) {

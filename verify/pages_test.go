@@ -121,7 +121,9 @@ func TestLedgerChainGone(t *testing.T) {
 			func(w http.ResponseWriter, r *http.Request) {
 				_, _ = fmt.Fprintf(w, `{"next":%s,"more":false}`+"\n", r.URL.Query().Get("from"))
 			},
-			verify.ExitTampered, []string{"MISSING chain " + gone + " sequence 0..135"}, "",
+			verify.ExitTampered,
+			[]string{"MISSING chain " + gone + " sequence 0..135"},
+			"",
 		},
 		{"404 of a chain", func(r *http.Request) bool { return r.URL.Query().Get("chain") == gone }, http.NotFound, verify.ExitUndecided, nil, "404"},
 		{"404 of all", func(r *http.Request) bool { return r.URL.Query().Has("chain") }, http.NotFound, verify.ExitUndecided, nil, "404"},
