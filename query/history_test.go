@@ -220,6 +220,7 @@ func TestChainsOfAnEpochNotReadYet(t *testing.T) {
 		notarytest.Commit(t, r.kafka, records...)
 	}
 	n.await()
+	r.eventually("the epoch is read", func() bool { return r.get(r.tenant, "/api/v1/ledger/chains", q).status == http.StatusOK })
 	r.chains(r.tenant, q).holds(t, r.tenant)
 }
 

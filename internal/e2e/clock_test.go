@@ -23,7 +23,7 @@ import (
 func TestClock(t *testing.T) { //nolint:tparallel // one step follows the other
 	long(t)
 	t.Parallel()
-	broker := realkafka.Start(t, realkafka.Config{})
+	broker := realkafka.Start(t, realkafka.Config{Proxied: true})
 	s := newServices(t, broker.EmptyInstallation(), clickhousetest.StartEmpty(t).DSN())
 	processor := s.service("processor")
 	s.ready(t, processor)
@@ -66,7 +66,7 @@ func TestClock(t *testing.T) { //nolint:tparallel // one step follows the other
 			l := startLoad(uint64(901 + i))
 			l.acknowledges(t, 200)
 			if step.away {
-				broker.Kill(1) // not stopped: docs/operations.md, Stopping Kafka
+				broker.Cut(1) // not stopped: docs/operations.md, Stopping Kafka
 				from := l.Stats().Unavailable
 				eventually(t, answered, func() error {
 					if l.Stats().Unavailable == from {
@@ -77,7 +77,7 @@ func TestClock(t *testing.T) { //nolint:tparallel // one step follows the other
 			}
 			clock.set(t, step.ahead)
 			if step.away {
-				broker.Restart(t, 1)
+				broker.Mend(t, 1)
 			}
 			began := time.Now()
 			l.acknowledges(t, 100)

@@ -28,13 +28,13 @@ const (
 )
 
 // TestOutages takes one engine after the other away from a production installation under load: killed, frozen for a
-// minute, on a full disk, stopped for a minute. Events are accepted or refused, each in time, and none that was accepted
+// minute, on a full disk, out of reach for a minute. Events are accepted or refused, each in time, and none that was accepted
 // is lost or there twice.
 func TestOutages(t *testing.T) { //nolint:tparallel // one fault follows the other
 	long(t)
 	disk := smallDisk(t)
 	t.Parallel() // mostly it waits
-	broker := realkafka.Start(t, realkafka.Config{})
+	broker := realkafka.Start(t, realkafka.Config{Proxied: true})
 	tables := startTables(t, filepath.Join(disk, "data"))
 	s := newServices(t, broker.EmptyInstallation(), tables.DSN())
 	first, second := s.service("processor"), s.service("processor")
@@ -77,10 +77,10 @@ func TestOutages(t *testing.T) { //nolint:tparallel // one fault follows the oth
 		}
 		s.readableAgain(t)
 	})
-	t.Run("kafka killed for a minute", func(t *testing.T) {
-		broker.Kill(1) // not stopped: docs/operations.md, Stopping Kafka
+	t.Run("kafka out of reach for a minute", func(t *testing.T) { // not stopped: docs/operations.md, Stopping Kafka
+		broker.Cut(1)
 		refusedFor(t, s, l, outage)
-		broker.Restart(t, 1)
+		broker.Mend(t, 1)
 		l.acknowledges(t, 500)
 		s.readableAgain(t)
 	})

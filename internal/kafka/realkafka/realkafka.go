@@ -38,7 +38,7 @@ type Config struct {
 	Brokers int
 	// Secured adds two listeners to the one without any security: Cluster.SASL and Cluster.MutualTLS reach them.
 	Secured bool
-	// Proxied puts a proxy before each broker, for Cluster.Intercept.
+	// Proxied puts a proxy before each broker, for Cluster.Intercept and Cluster.Cut.
 	Proxied bool
 }
 
@@ -229,6 +229,18 @@ func (c *Cluster) Restart(tb testing.TB, id int) {
 		err = c.await(ctx)
 	}
 	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Cut ends the connections of a proxied broker with its clients and refuses others, until Mend. The broker itself goes on: what clients have left
+// open it ends in time.
+func (c *Cluster) Cut(id int) { c.brokers[id-1].proxies[listenerClients].close() }
+
+// Mend lets clients reach a broker again.
+func (c *Cluster) Mend(tb testing.TB, id int) {
+	tb.Helper()
+	if err := c.brokers[id-1].proxies[listenerClients].open(); err != nil {
 		tb.Fatal(err)
 	}
 }

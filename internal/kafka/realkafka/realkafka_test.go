@@ -62,6 +62,14 @@ func TestOneBroker(t *testing.T) {
 		c.Restart(t, 1)
 		wantRecords(t, "first")
 	})
+	t.Run("cut off", func(t *testing.T) {
+		c.Cut(1)
+		if err := c.Client(t, kgo.RequestRetries(0), kgo.RetryTimeout(time.Second)).Ping(t.Context()); err == nil {
+			t.Error("it answers")
+		}
+		c.Mend(t, 1)
+		wantRecords(t, "first")
+	})
 	t.Run("frozen", func(t *testing.T) {
 		c.Pause(t, 1)
 		answer := make(chan error, 1)
