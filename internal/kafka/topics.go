@@ -140,7 +140,11 @@ func CheckTopics(ctx context.Context, cl *kgo.Client, topics []schemas.Topic) er
 		if err == nil {
 			err = config.Err
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, kerr.UnknownTopicOrPartition): // it was deleted after it was listed
+			differences = append(differences, t.Name+": missing")
+			continue
+		case err != nil:
 			return fmt.Errorf("describing the configs of topic %s: %w", t.Name, err)
 		}
 		for _, d := range differ(t, details[t.Name].Partitions, config.Configs) {
