@@ -56,6 +56,27 @@ type BundleKey struct {
 	Path  []Hash `json:"path"`
 }
 
+// ProvenKeys reads key changes that are shown to be in the root log of a checkpoint, at most 1000. With an error it returns those before the one that does
+// not hold.
+func ProvenKeys(stated []BundleKey, c *Checkpoint) (keys KeyHistory, err error) {
+	if len(stated) > maxKeyChanges {
+		return nil, fmt.Errorf("%d key changes, at most %d are read", len(stated), maxKeyChanges)
+	}
+	for _, k := range stated {
+		e, err := ParseEntry([]byte(k.Entry))
+		if err == nil {
+			err = VerifyInclusion(EntryHash([]byte(k.Entry)), e.Index, c.Size, k.Path, c.Root)
+		}
+		if err == nil {
+			err = keys.Append(c.Origin, e)
+		}
+		if err != nil {
+			return keys, fmt.Errorf("key change: %w", err)
+		}
+	}
+	return keys, nil
+}
+
 // BundleLeaf is a leaf of the chain, with its content.
 type BundleLeaf struct {
 	// Workspace, Incarnation and Lane make the chain's id.
@@ -203,18 +224,10 @@ func (v *bundleVerifier) keys(stated *Checkpoint) bool {
 		v.fault(InvalidProof, nil, "%d key changes, want 1 to %d: entry 0 states the first key", len(v.Keys), maxKeyChanges)
 		return false
 	}
-	for _, k := range v.Keys {
-		e, err := ParseEntry([]byte(k.Entry))
-		if err == nil {
-			err = VerifyInclusion(EntryHash([]byte(k.Entry)), e.Index, stated.Size, k.Path, stated.Root)
-		}
-		if err == nil {
-			err = v.result.Keys.Append(stated.Origin, e)
-		}
-		if err != nil {
-			v.fault(InvalidProof, nil, "key change: %v", err)
-			return false
-		}
+	var err error
+	if v.result.Keys, err = ProvenKeys(v.Keys, stated); err != nil {
+		v.fault(InvalidProof, nil, "%v", err)
+		return false
 	}
 	return true
 }

@@ -95,21 +95,9 @@ func (s *StatedChain) open(chain ChainID, trust *Trust, now time.Time) (*Entry, 
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: %w", ErrProof, err)
 	}
-	if len(s.Keys) > maxKeyChanges {
-		return nil, "", fmt.Errorf("%w: %d key changes, at most %d are read", ErrProof, len(s.Keys), maxKeyChanges)
-	}
-	var keys KeyHistory
-	for _, k := range s.Keys {
-		e, err := ParseEntry([]byte(k.Entry))
-		if err == nil {
-			err = VerifyInclusion(EntryHash([]byte(k.Entry)), e.Index, c.Size, k.Path, c.Root)
-		}
-		if err == nil {
-			err = keys.Append(c.Origin, e)
-		}
-		if err != nil {
-			return nil, "", fmt.Errorf("%w: key change: %w", ErrProof, err)
-		}
+	keys, err := ProvenKeys(s.Keys, c)
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", ErrProof, err)
 	}
 	if _, f := trust.WithoutQuorum().Open(p.Checkpoint, keys, now); f != nil {
 		return nil, "", fmt.Errorf("%w: %s", ErrProof, f)

@@ -65,8 +65,7 @@ func (a *acceptance) bundle(b *ledger.Bundle) {
 		r.Event = proven(b, e)
 	}
 	r.notChecked("other events of the chain: the proof is of one")
-	keys, _ := provenKeys(b.Keys, &c.Checkpoint) // they were verified with the bundle
-	old, _, fork := a.recallSame(c, keys)
+	old, _, fork := a.recallSame(c, result.Keys)
 	if old != nil && !fork {
 		r.notChecked("whether the checkpoint of size %d and the one that was accepted before are of one history: `immutable verify ledger` does", c.Size)
 	}

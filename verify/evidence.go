@@ -93,6 +93,9 @@ func (a *acceptance) keepFork(f *ledger.LogFork) {
 
 // keepChainFork keeps the proof that two epochs state two histories of a chain, where it is one.
 func (a *acceptance) keepChainFork(f *ledger.ChainFork) {
+	if len(a.report.Evidence) >= maxEvidence {
+		return
+	}
 	if err := f.Verify(a.cfg.Trust, a.cfg.Now); err != nil {
 		a.report.undecided("no evidence can be made of what chain %x was: %v", f.Chain, err)
 		return

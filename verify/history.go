@@ -290,9 +290,7 @@ func (h *histories) keepFall(f *ledger.ChainFork, newer *ledger.StatedChain, det
 		return
 	}
 	f.Detail, f.Older, f.Newer = detail, *older, *newer
-	if len(h.report.Evidence) < maxEvidence {
-		h.keepChainFork(f)
-	}
+	h.keepChainFork(f)
 }
 
 // checkForgotten: a chain of the workspace that was verified before is still there. Of those that are gone it has been said.
@@ -333,9 +331,6 @@ func (h *histories) keepForks(results []*chainResult) {
 			older, newer := h.sides[r.id][d.Older](), h.sides[r.id][d.Newer]()
 			if older == nil || newer == nil {
 				h.report.notef("no evidence can be made of what chain %x was: nothing ties what is remembered of it to a signed epoch", r.id)
-				continue
-			}
-			if len(h.report.Evidence) >= maxEvidence {
 				continue
 			}
 			f := h.fork(h.newest().chains[r.id])
@@ -398,15 +393,11 @@ func (v *apiVerifier) askWitnessed(ctx context.Context, answer *chainsAnswer) (*
 
 // openQuietly opens the checkpoint of an answer without a word in the report.
 func (v *apiVerifier) openQuietly(answer *chainsAnswer) (*ledger.Opened, *ledger.Fault) {
-	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
+	p, stated, err := answer.logProof()
 	if err != nil {
 		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
 	}
-	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
-	if err != nil {
-		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
-	}
-	keys, err := provenKeys(answer.Data.Keys, stated)
+	keys, err := ledger.ProvenKeys(answer.Data.Keys, stated)
 	if err != nil {
 		return nil, &ledger.Fault{Verdict: ledger.InvalidProof}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/transparency-dev/formats/proof"
 	"golang.org/x/sync/semaphore"
 
 	"getimmutable.dev/immutable/ledger"
@@ -182,13 +183,19 @@ func (v *apiVerifier) ask(ctx context.Context) (newest []byte, answer *chainsAns
 	return newest, answer, err
 }
 
-// behind says whether the checkpoint covers a later epoch than the one that the chains are proven by, as far as the answer itself tells.
-func (c *chainsAnswer) behind() bool {
+// logProof reads the proof that the epoch is in the root log, and the checkpoint that it is by.
+func (c *chainsAnswer) logProof() (*proof.TLogProof, *ledger.Checkpoint, error) {
 	p, err := ledger.ParseLogProof([]byte(c.Data.LogProof))
 	if err != nil {
-		return false
+		return nil, nil, err
 	}
 	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	return p, stated, err
+}
+
+// behind says whether the checkpoint covers a later epoch than the one that the chains are proven by, as far as the answer itself tells.
+func (c *chainsAnswer) behind() bool {
+	p, stated, err := c.logProof()
 	if err != nil || p.Index >= stated.Size {
 		return false
 	}
@@ -203,11 +210,7 @@ func (c *chainsAnswer) behind() bool {
 
 // fellBack says whether the answer states less than what is remembered, as a replica does that is behind the one that answered then.
 func (v *apiVerifier) fellBack(c *chainsAnswer) bool {
-	p, err := ledger.ParseLogProof([]byte(c.Data.LogProof))
-	if err != nil {
-		return false
-	}
-	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	_, stated, err := c.logProof()
 	if err != nil {
 		return false
 	}
@@ -243,12 +246,7 @@ func (v *apiVerifier) unanswered(err error) error {
 
 // checkpoint accepts the checkpoint that the chains are proven by. It returns nil where none is believed.
 func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *chainsAnswer) (*accepted, *ledger.Entry, error) {
-	p, err := ledger.ParseLogProof([]byte(answer.Data.LogProof))
-	if err != nil {
-		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: log proof: %v", err)
-		return nil, nil, nil
-	}
-	stated, err := ledger.ParseCheckpoint(p.Checkpoint)
+	p, stated, err := answer.logProof()
 	if err != nil {
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: log proof: %v", err)
 		return nil, nil, nil
@@ -302,30 +300,12 @@ func (v *apiVerifier) checkKeys(stated []ledger.BundleKey, checkpoint *ledger.Ch
 		v.report.undecided("GET /ledger/chains: %d key changes, at most %d are read", len(stated), maxKeyChanges)
 		return nil, false
 	}
-	keys, err := provenKeys(stated, checkpoint)
+	keys, err := ledger.ProvenKeys(stated, checkpoint)
 	if err != nil {
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains: %v", err)
+		return nil, false
 	}
-	return keys, err == nil
-}
-
-func provenKeys(stated []ledger.BundleKey, checkpoint *ledger.Checkpoint) (keys ledger.KeyHistory, err error) {
-	if len(stated) > maxKeyChanges {
-		return nil, fmt.Errorf("%d key changes, at most %d are read", len(stated), maxKeyChanges)
-	}
-	for _, k := range stated {
-		e, err := ledger.ParseEntry([]byte(k.Entry))
-		if err == nil {
-			err = ledger.VerifyInclusion(ledger.EntryHash([]byte(k.Entry)), e.Index, checkpoint.Size, k.Path, checkpoint.Root)
-		}
-		if err == nil {
-			err = keys.Append(checkpoint.Origin, e)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("key change: %w", err)
-		}
-	}
-	return keys, nil
+	return keys, true
 }
 
 // checkOther compares the checkpoint that GET /ledger/checkpoint answers with the one that the chains are proven by.

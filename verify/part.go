@@ -47,12 +47,10 @@ func OpenParts(cfg clickhouse.Config, limits PartLimits) *Parts {
 		{"max_threads", 1},
 		{"priority", uint64(limits.Priority)},
 		{"max_execution_time", uint64(limits.StatementTimeout / time.Second)},
-		{"max_result_bytes", limits.SliceBytes},
 	} {
 		s.settings = append(s.settings, ch.Setting{Key: setting.key, Value: strconv.FormatUint(setting.value, 10), Important: true})
 	}
-	s.settings = append(s.settings, ch.Setting{Key: "result_overflow_mode", Value: "throw", Important: true})
-	return &Parts{store: s, limits: limits, check: newChecker()}
+	return &Parts{store: s.limited(limits.SliceBytes), limits: limits, check: newChecker()}
 }
 
 // Close ends the connection.
@@ -187,12 +185,8 @@ func (v *partRun) begin(ctx context.Context) error {
 func (v *partRun) leaves(ctx context.Context) error {
 	width := v.limits.SliceLeaves
 	for from := v.part.From; from < v.part.To; {
-		to := min(from+width, v.part.To)
-		b, err := v.table.slice(ctx, from, to)
+		b, to, next, err := v.table.narrowed(ctx, from, v.part.To, width, v.limits.SliceLeaves)
 		switch {
-		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes) && width > 1:
-			width /= 2
-			continue
 		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes):
 			sequence := from
 			v.faultf(ledger.Modified, &sequence, "its rows have more than %d bytes, which no event has", v.limits.SliceBytes)
@@ -201,10 +195,7 @@ func (v *partRun) leaves(ctx context.Context) error {
 			return err
 		}
 		v.take(b)
-		from = to
-		if width < v.limits.SliceLeaves {
-			width *= 2
-		}
+		from, width = to, next
 	}
 	return nil
 }

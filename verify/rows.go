@@ -163,12 +163,8 @@ func (t *chainTable) leaves(ctx context.Context, each func(*batch) error) error 
 			}
 			from = next
 		}
-		to := min(t.size, from+width)
-		b, err := t.slice(ctx, from, to)
+		b, to, next, err := t.narrowed(ctx, from, t.size, width, sequencesPerSlice)
 		switch {
-		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes) && width > 1:
-			width /= 2
-			continue
 		case ch.IsErr(err, proto.ErrTooManyRowsOrBytes):
 			at := from
 			b = &batch{faults: []*ledger.Fault{{
@@ -180,12 +176,26 @@ func (t *chainTable) leaves(ctx context.Context, each func(*batch) error) error 
 		if err := each(b); err != nil {
 			return err
 		}
-		from = to
-		if width < sequencesPerSlice {
-			width *= 2
-		}
+		from, width = to, next
 	}
 	return nil
+}
+
+// narrowed reads the slice from a sequence on, before another, that is width wide, or half as wide, and so on down to one leaf, where its rows have more
+// bytes than an answer may. It returns where the next begins, and how wide it may be: most at the most, about.
+func (t *chainTable) narrowed(ctx context.Context, from, end, width, most uint64) (b *batch, to, next uint64, err error) {
+	for {
+		to = min(end, from+width)
+		b, err = t.slice(ctx, from, to)
+		if width == 1 || !ch.IsErr(err, proto.ErrTooManyRowsOrBytes) {
+			break
+		}
+		width /= 2
+	}
+	if width < most {
+		width *= 2
+	}
+	return b, to, width, err
 }
 
 // next returns the smallest sequence from one on that a table holds.
