@@ -223,12 +223,12 @@ func (a *acceptance) remember(ctx context.Context, r *accepted, chains map[ledge
 		Checkpoint: string(r.Signed), Range: head.Range, LastHash: head.LastLeafHash, Keys: r.replay.keyEntries, Epoch: string(epoch),
 		Chains: map[ledger.ChainID]rememberedChain{}, Sources: map[string]rememberedWorkspace{},
 	}
+	maps.Copy(l.Sources, r.sources)
 	if r.remembered != nil {
 		maps.Copy(l.Chains, r.remembered.Chains)
-		maps.Copy(l.Sources, r.remembered.Sources)
+		maps.Copy(l.Sources, r.remembered.Sources) // a key stays that of the workspace that it was first for
 	}
 	maps.Copy(l.Chains, chains)
-	maps.Copy(l.Sources, r.sources)
 	return updateMemory(ctx, a.cfg.MemoryFile, a.cfg.MemoryWait, func(m *memory) error {
 		now := m.Logs[r.Origin]
 		if now == nil || reflect.DeepEqual(now, r.remembered) || a.join(r, l, now) {

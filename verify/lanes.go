@@ -88,23 +88,28 @@ func (v *apiVerifier) checkLanes(e *statedEpoch) {
 	}
 }
 
-// checkSource: an API key is for one workspace, and a workspace has one incarnation, for ever. It returns under which name that is
-// remembered. Another key may be for another workspace; whether the one that was verified before is still there is then not known.
-func (v *apiVerifier) checkSource(a *accepted, d *statedChains) (source string) {
+// checkSource: an API key is for one workspace, and a workspace has one incarnation, for ever. It returns under which name that is remembered. Two
+// incarnations of a workspace convict where the signed map has a chain of the new one. Which workspace a key is for nobody has signed: that it is another
+// one now decides nothing, and of another key nobody expects anything; whether the one that was verified before is still there is then not known.
+func (v *apiVerifier) checkSource(a *accepted, e *statedEpoch) (source string) {
 	fingerprint := sha256.Sum256([]byte("immutable/memory/key\x00" + v.client.Key))
 	source = fmt.Sprintf("%x", fingerprint[:8])
 	if a.remembered == nil {
 		return source
 	}
-	now := rememberedWorkspace{d.Workspace, d.Incarnation}
+	now := rememberedWorkspace{e.answer.Workspace, e.answer.Incarnation}
 	others := map[rememberedWorkspace]bool{}
 	for _, name := range slices.Sorted(maps.Keys(a.remembered.Sources)) {
 		before := a.remembered.Sources[name]
 		switch {
 		case before == now:
-		case name == source || before.Workspace == now.Workspace:
-			v.report.faultf(ledger.RolledBack, "workspace %x, incarnation %x was verified before, and is %x, incarnation %x now: it was started afresh",
-				before.Workspace, before.Incarnation, now.Workspace, now.Incarnation)
+		case before.Workspace == now.Workspace && e.has(now):
+			v.report.faultf(ledger.RolledBack, "workspace %x, incarnation %x was verified before, and is incarnation %x now: it was started afresh",
+				before.Workspace, before.Incarnation, now.Incarnation)
+			return source
+		case before.Workspace == now.Workspace, name == source:
+			v.report.undecided("workspace %x, incarnation %x was verified before, and workspace %x, incarnation %x is answered now: it was started afresh, "+
+				"or the answer is to another API key", before.Workspace, before.Incarnation, now.Workspace, now.Incarnation)
 			return source
 		default:
 			others[before] = true
@@ -114,4 +119,14 @@ func (v *apiVerifier) checkSource(a *accepted, d *statedChains) (source string) 
 		v.report.notChecked("%d other workspaces of this log that were verified before with other API keys", len(others))
 	}
 	return source
+}
+
+// has says whether a chain of the workspace is proven to be in the epoch.
+func (e *statedEpoch) has(w rememberedWorkspace) bool {
+	for _, c := range e.chains {
+		if c.Workspace == w.Workspace && c.Incarnation == w.Incarnation {
+			return true
+		}
+	}
+	return false
 }

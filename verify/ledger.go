@@ -138,7 +138,7 @@ func (v *apiVerifier) run(ctx context.Context) error {
 		return err
 	}
 	h.checkForgotten(results)
-	source := v.checkSource(a, &answer.Data)
+	source := v.checkSource(a, h.newest())
 	if d := h.newest().answer; len(d.Chains) == 0 {
 		v.report.undecided("workspace %x, incarnation %x: none of its %d lanes has a chain at epoch %d, so there is nothing to verify",
 			d.Workspace, d.Incarnation, d.Lanes, epoch.Index)
