@@ -59,6 +59,9 @@ type tableVerifier struct {
 	store  *store
 	tables Tables
 	epochs []*ledger.Entry // the newest last
+	// topics are those of the Kafka that was named, nil without one. noTopics says why it cannot be asked about this ledger.
+	topics   *topics
+	noTopics error
 }
 
 // run goes through the checks; each writes what it finds into the report.
@@ -92,6 +95,11 @@ func (v *tableVerifier) run(ctx context.Context) error {
 		}
 	}
 	v.checkForgotten(old, results)
+	if len(v.tables.Kafka.Brokers) > 0 {
+		if v.topics, v.noTopics = v.openTopics(ctx); v.noTopics == nil {
+			defer v.topics.client.Close()
+		}
+	}
 	if err := v.leaveOpen(ctx, "leaves that no signed epoch covers yet", v.checkTail(ctx)); err != nil {
 		return err
 	}

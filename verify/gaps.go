@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	protobuf "google.golang.org/protobuf/proto"
 
+	"getimmutable.dev/immutable/internal/kafka"
 	"getimmutable.dev/immutable/ledger"
 	"getimmutable.dev/immutable/schemas"
 	"getimmutable.dev/immutable/schemas/recordpb"
@@ -26,8 +25,6 @@ const (
 	maxDead = 1_000_000
 	// maxUnsealed is how many records without a leaf are looked into.
 	maxUnsealed = 10_000
-	// kafkaWait is how long to wait for Kafka's next answer.
-	kafkaWait = 30 * time.Second
 )
 
 // unsealedInput is what is not decided where Kafka does not answer.
@@ -35,8 +32,7 @@ const unsealedInput = "whether every record of the events topic has a leaf"
 
 // gaps finds records of the events topic that have no leaf although later ones have. The zero gaps, where no Kafka was named, finds none.
 type gaps struct {
-	client *kgo.Client
-	tables *Tables
+	topics *topics
 	// starts and ends of the partitions of the events topic.
 	starts, ends kadm.ListedOffsets
 	// inputs of the partition at hand: one bit for each offset from start on, up to and without end.
@@ -56,26 +52,23 @@ type input struct {
 	offset    int64
 }
 
-// newGaps asks Kafka for the bounds of its topics. Where it does not answer there is the zero gaps beside the error.
+// newGaps asks Kafka for the bounds of its topics. Where it does not answer, or is not the ledger's, there is the zero gaps beside the error.
 func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
-	if len(v.tables.Kafka.Brokers) == 0 {
-		v.report.notChecked("%s: no Kafka was named", unsealedInput)
-		return &gaps{}, nil
-	}
-	g := &gaps{tables: &v.tables, partition: -1}
-	opts, err := v.tables.Kafka.Options(slog.New(slog.DiscardHandler))
+	t, err := v.topics, v.noTopics
 	if err != nil {
 		return &gaps{}, err
 	}
-	if g.client, err = kgo.NewClient(opts...); err != nil {
-		return &gaps{}, fmt.Errorf("opening kafka: %w", err)
+	if t == nil {
+		v.report.notChecked("%s: no Kafka was named", unsealedInput)
+		return &gaps{}, nil
 	}
+	g := &gaps{topics: t, partition: -1}
 	ctx, cancel := context.WithTimeout(ctx, kafkaWait)
 	defer cancel()
-	topic, admin := v.tables.Kafka.Topic(schemas.TopicEvents), kadm.NewClient(g.client)
-	g.starts, err = admin.ListStartOffsets(ctx, topic)
+	topic := t.Topic(schemas.TopicEvents)
+	g.starts, err = t.admin.ListStartOffsets(ctx, topic)
 	if err == nil {
-		g.ends, err = admin.ListEndOffsets(ctx, topic)
+		g.ends, err = t.admin.ListEndOffsets(ctx, topic)
 	}
 	if err == nil {
 		err = errors.Join(g.starts.Error(), g.ends.Error())
@@ -84,29 +77,22 @@ func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 		g.dead, err = g.deadLetters(ctx)
 	}
 	if err != nil {
-		g.close()
 		return &gaps{}, fmt.Errorf("asking kafka: %w", err)
 	}
 	return g, nil
 }
 
-func (g *gaps) close() {
-	if g.client != nil {
-		g.client.Close()
-	}
-}
-
 // sealed notes the place of a leaf in the input.
 func (g *gaps) sealed(r *inputRow) {
-	if g.client == nil {
+	if g.topics == nil {
 		return
 	}
 	if g.partition != int32(r.partition) || g.generation < r.generation {
-		topic := g.tables.Kafka.Topic(schemas.TopicEvents)
+		topic := g.topics.Topic(schemas.TopicEvents)
 		start, _ := g.starts.Lookup(topic, int32(r.partition))
 		end, _ := g.ends.Lookup(topic, int32(r.partition))
 		*g = gaps{
-			client: g.client, tables: g.tables, starts: g.starts, ends: g.ends, beyond: g.beyond, dead: g.dead,
+			topics: g.topics, starts: g.starts, ends: g.ends, beyond: g.beyond, dead: g.dead,
 			partition: int32(r.partition), generation: r.generation,
 			start: uint64(max(start.Offset, 0)), end: uint64(max(end.Offset, 0)), bits: g.bits[:0],
 		}
@@ -146,8 +132,8 @@ func (g *gaps) checkBeyond(ctx context.Context, v *tableVerifier, faulty map[led
 	}
 	asking, cancel := context.WithTimeout(ctx, kafkaWait)
 	defer cancel()
-	topic := g.tables.Kafka.Topic(schemas.TopicEvents)
-	ends, err := kadm.NewClient(g.client).ListEndOffsets(asking, topic)
+	topic := g.topics.Topic(schemas.TopicEvents)
+	ends, err := g.topics.admin.ListEndOffsets(asking, topic)
 	if err == nil {
 		err = ends.Error()
 	}
@@ -166,7 +152,7 @@ func (g *gaps) checkBeyond(ctx context.Context, v *tableVerifier, faulty map[led
 
 // check reads what the events topic still has of the partition, up to the last place that a leaf names.
 func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint16) error {
-	if g.client == nil || g.partition != int32(ledgerPartition) || g.next <= g.start {
+	if g.topics == nil || g.partition != int32(ledgerPartition) || g.next <= g.start {
 		return nil
 	}
 	if g.tooMany {
@@ -174,7 +160,8 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	}
 	unsealed := map[[16]byte][]uint64{}
 	total := 0
-	err := g.read(ctx, schemas.TopicEvents, g.partition, int64(g.start), int64(g.next), func(r *kgo.Record) {
+	span := kafka.Span{Topic: g.topics.Topic(schemas.TopicEvents), Partition: g.partition, From: int64(g.start), To: int64(g.next)}
+	err := g.topics.read(ctx, []kafka.Span{span}, func(r *kgo.Record) {
 		if g.has(uint64(r.Offset)) || g.dead[input{r.Partition, r.Offset}] {
 			return
 		}
@@ -245,14 +232,13 @@ func (s *store) known(ctx context.Context, ids map[[16]byte][]uint64) (map[[16]b
 // deadLetters reads which records of the events topic are on the dlq.
 func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
 	dead := map[input]bool{}
-	events := g.tables.Kafka.Topic(schemas.TopicEvents)
-	topic := g.tables.Kafka.Topic(schemas.TopicDLQ)
-	adm := kadm.NewClient(g.client)
-	starts, err := adm.ListStartOffsets(ctx, topic)
+	events := g.topics.Topic(schemas.TopicEvents)
+	topic := g.topics.Topic(schemas.TopicDLQ)
+	starts, err := g.topics.admin.ListStartOffsets(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
-	ends, err := adm.ListCommittedOffsets(ctx, topic)
+	ends, err := g.topics.admin.ListCommittedOffsets(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +248,8 @@ func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
 		if err != nil || !ok {
 			return
 		}
-		err = g.read(ctx, schemas.TopicDLQ, end.Partition, start.Offset, end.Offset, func(r *kgo.Record) {
+		span := kafka.Span{Topic: topic, Partition: end.Partition, From: start.Offset, To: end.Offset}
+		err = g.topics.read(ctx, []kafka.Span{span}, func(r *kgo.Record) {
 			var from, partition, offset string
 			for _, h := range r.Headers {
 				switch h.Key {
@@ -282,39 +269,4 @@ func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
 		})
 	})
 	return dead, err
-}
-
-// read calls each with the committed records of a partition from an offset to below another.
-func (g *gaps) read(ctx context.Context, topic string, partition int32, from, to int64, each func(*kgo.Record)) error {
-	if from >= to {
-		return nil
-	}
-	opts, err := g.tables.Kafka.Options(slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
-	name := g.tables.Kafka.Topic(topic)
-	client, err := kgo.NewClient(append(opts,
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: {partition: kgo.NewOffset().At(from)}}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.FetchMaxBytes(8<<20),
-	)...)
-	if err != nil {
-		return fmt.Errorf("opening kafka: %w", err)
-	}
-	defer client.Close()
-	for next := from; next < to; {
-		waiting, cancel := context.WithTimeout(ctx, kafkaWait)
-		fetches := client.PollFetches(waiting)
-		cancel()
-		if err := fetches.Err(); err != nil {
-			return fmt.Errorf("partition %d of %s at offset %d: %w", partition, name, next, err)
-		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			next = r.Offset + 1
-			if r.Offset < to && !r.Attrs.IsControl() {
-				each(r)
-			}
-		})
-	}
-	return nil
 }

@@ -42,7 +42,6 @@ func (v *tableVerifier) checkInput(ctx context.Context, results []*chainResult) 
 	if err := v.leaveOpen(ctx, unsealedInput, err); err != nil {
 		return err
 	}
-	defer gaps.close()
 	partitions := make([]uint16, 0, len(ends))
 	for p := range ends {
 		partitions = append(partitions, p)

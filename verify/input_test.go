@@ -58,37 +58,53 @@ func TestInputAccounting(t *testing.T) {
 	}
 }
 
-// TestTail: of the leaves that no epoch covers, those that the ledger topic does not have were inserted.
-func TestTail(t *testing.T) {
-	l := ledgertest.New()
-	c := l.Chain(1, 1, 0, 1) // in partition 1
-	l.Events(c, 20)
-	l.Epoch()
-	l.Events(c, 6)
-	cluster := kafkatest.Start(t)
+// sealedTopic is the ledger topic up to one past the chain's leaf of this sequence, as an epoch covers it. Leaves that change knows may be others there.
+func sealedTopic(t *testing.T, c *ledgertest.Chain, last int, change func(sequence int, s *recordpb.Sealed)) []*kgo.Record {
+	t.Helper()
 	var records []*kgo.Record
-	for i := range c.Leaves[:25] {
+	add := func(value []byte) { // none where a transaction's marker would be
+		records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: int32(c.Partition), Value: value})
+	}
+	for i := range c.Leaves[:last+1] {
 		leaf := &c.Leaves[i]
-		for uint64(len(records)) < leaf.LedgerOffset { // where a transaction's marker would be
-			records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1})
+		for uint64(len(records)) < leaf.LedgerOffset {
+			add(nil)
 		}
-		hash := leaf.Hash
-		if i == 23 {
-			hash[0] ^= 1 // another leaf was sealed there
-		}
-		sealed := &recordpb.Sealed{Chain: slices.Clone(c.ID[:]), Sequence: leaf.Sequence, LeafHash: hash[:]}
-		switch i {
-		case 22:
-			sealed.Sequence++
-		case 24:
-			sealed.Chain[0] ^= 1
+		sealed := &recordpb.Sealed{Chain: slices.Clone(c.ID[:]), Sequence: leaf.Sequence, LeafHash: slices.Clone(leaf.Hash[:])}
+		if change != nil {
+			change(i, sealed)
 		}
 		value, err := proto.Marshal(sealed)
 		if err != nil {
 			t.Fatal(err)
 		}
-		records = append(records, &kgo.Record{Topic: schemas.TopicLedger, Partition: 1, Value: value})
+		add(value)
 	}
+	add(nil)
+	return records
+}
+
+// TestTail: of the leaves that no epoch covers, those that the ledger topic does not have were inserted.
+func TestTail(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 20)
+	b := l.Chain(2, 1, 0, 1) // in another one
+	l.Events(b, 5)
+	l.Epoch()
+	l.Events(c, 6)
+	cluster := kafkatest.Start(t)
+	cluster.Produce(t, sealedTopic(t, b, 5, nil)...)
+	records := sealedTopic(t, c, 24, func(i int, s *recordpb.Sealed) {
+		switch i {
+		case 22:
+			s.Sequence++
+		case 23:
+			s.LeafHash[0] ^= 1
+		case 24:
+			s.Chain[0] ^= 1
+		}
+	})
 	retry, err := proto.Marshal(&recordpb.Event{Id: c.Leaves[5].ID[:]}) // there is no gap in the input
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +147,7 @@ func TestTail(t *testing.T) {
 	}
 	again("Kafka does not have their place any more")
 	cluster.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.InvalidRequest})
-	again("leaves that no signed epoch covers yet were sealed: partition 1 of " + topic)
+	again("leaves that no signed epoch covers yet were sealed: asking kafka")
 	// Without Kafka it says that it does not know.
 	r = s.verify(s.config())
 	if text := r.Text(); r.Exit != verify.ExitVerified || !strings.Contains(text, "6 leaves that no signed epoch covers yet were sealed") {
@@ -140,6 +156,58 @@ func TestTail(t *testing.T) {
 	s.exec("ALTER TABLE leaves UPDATE recorded_at = recorded_at - 600 WHERE sequence = 26")
 	if text := s.verify(s.config()).Text(); !strings.Contains(text, "1 leaves that no signed epoch covers were recorded more than") {
 		t.Error(text)
+	}
+}
+
+// TestOtherKafka: what another Kafka than the ledger's has, and has not, says nothing.
+func TestOtherKafka(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 300)
+	l.Epoch()
+	l.Events(c, 3)
+	s := newTables(t, l)
+	for _, tc := range []struct {
+		name    string
+		records func() []*kgo.Record
+		want    string
+	}{
+		{"an empty one", func() []*kgo.Record { return nil }, "partition 1 of immutable.ledger ends at offset 0, and the newest epoch covers it up to 302"},
+		{"a shorter one", func() []*kgo.Record { return sealedTopic(t, c, 298, nil) }, "ends at offset 300, and"},
+		{"one with other leaves", func() []*kgo.Record {
+			return sealedTopic(t, c, 303, func(_ int, s *recordpb.Sealed) { s.LeafHash[0] ^= 1 })
+		}, "the tables have none of the 1 leaves"},
+		{"one with other chains", func() []*kgo.Record {
+			return sealedTopic(t, c, 303, func(_ int, s *recordpb.Sealed) { s.Chain[0] ^= 1 })
+		}, "the tables have none of the 1 leaves"},
+		{"one that has aborted all of late", func() []*kgo.Record {
+			records := sealedTopic(t, c, 303, nil)
+			for _, r := range records[302-256 : 302] {
+				r.Value = nil
+			}
+			return records
+		}, "nothing shows that"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cluster := kafkatest.Start(t)
+			records := tc.records()
+			for range c.Leaves[303].Offset + 1 { // none of which has a leaf
+				records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: []byte("x")})
+			}
+			cluster.Produce(t, records...)
+			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Exit != verify.ExitUndecided || r.Found[ledger.Inserted]+r.Found[ledger.InputGap] > 0 || len(r.Undecided) != 2 {
+				t.Error(r.Text())
+			}
+			for _, said := range r.Undecided {
+				if !strings.Contains(said, tc.want) {
+					t.Errorf("want %q: %s", tc.want, said)
+				}
+			}
+		})
 	}
 }
 
@@ -201,6 +269,7 @@ func TestInputGap(t *testing.T) {
 	}
 	cluster.Produce(t, records...)
 	cluster.Produce(t, dead...)
+	cluster.Produce(t, sealedTopic(t, c, 60, nil)...)
 	if len(dead) < 5 {
 		t.Fatalf("%d dead letters", len(dead))
 	}
@@ -244,6 +313,7 @@ func TestInputBeyondBounds(t *testing.T) {
 				records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: value})
 			}
 			cluster.Produce(t, records...)
+			cluster.Produce(t, sealedTopic(t, c, 40, nil)...)
 			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
 			if err != nil {
 				t.Fatal(err)
@@ -263,6 +333,7 @@ func TestInputBeyondEndUnknown(t *testing.T) {
 	l.Epoch()
 	s := newTables(t, l)
 	cluster := kafkatest.Start(t)
+	cluster.Produce(t, sealedTopic(t, c, 5, nil)...)
 	asked := 0
 	cluster.Fake.Fault(kfake.Fault{
 		Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: cluster.Config.Topic(schemas.TopicEvents), Partitions: []int32{1}, Err: kerr.InvalidRequest, Count: -1,
