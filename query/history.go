@@ -372,10 +372,14 @@ func (s *Service) someRoots(ctx context.Context, list []*chainRoot) error {
 	return nil
 }
 
+// rememberedFrom is the lowest level of which the maps of older epochs remember hashes: below it they read hundreds of each chain, which no other map
+// needs and which would displace those of proofs.
+const rememberedFrom = 2
+
 // levelOfChains reads hashes of one level of several chains.
 func (s *Service) levelOfChains(ctx context.Context, level int, wanted map[ledger.ChainID][]ledger.Span) (map[nodeKey]ledger.Hash, error) {
 	found := map[nodeKey]ledger.Hash{}
-	if level >= knownFrom {
+	if level >= rememberedFrom {
 		for id, spans := range wanted {
 			known := map[uint64]ledger.Hash{}
 			left := s.known.take(id, level, spans, known)
@@ -412,7 +416,7 @@ func (s *Service) levelOfChains(ctx context.Context, level int, wanted map[ledge
 		s.metrics.hashesRead.Inc()
 		return nil
 	})
-	if err == nil && level >= knownFrom {
+	if err == nil && level >= rememberedFrom {
 		for id, hashes := range read {
 			s.known.put(id, level, hashes)
 		}

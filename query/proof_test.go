@@ -265,6 +265,52 @@ func TestProofOfDamage(t *testing.T) {
 	}
 }
 
+// A stored hash that is damaged is read again after it was repaired, although hashes of its level are remembered.
+func TestProofOfRepairedDamage(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := r.newNotary()
+	c, ids := r.synthetic(r.tenant, 600, 3) // which needs the root of the leaves 256 to 511
+	n.sign([]notarytest.Chain{c})
+	flip := func() {
+		r.exec(t.Context(), "ALTER TABLE leaves UPDATE node = reverse(node) WHERE sequence = 511 SETTINGS mutations_sync = 1")
+	}
+	flip()
+	if a := r.get(r.tenant, "/api/v1/events/"+ids[0]+"/proof", nil); a.status != http.StatusInternalServerError {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	flip()
+	r.holds(r.proof(r.tenant, ids[0]), n.trust(t))
+	before := r.counter("immutable_query_hashes_read_total")
+	r.proof(r.tenant, ids[0])
+	first := r.counter("immutable_query_hashes_read_total") - before
+	r.service.known.forget()
+	r.proof(r.tenant, ids[0])
+	if all := r.counter("immutable_query_hashes_read_total") - before - first; first != all-1 {
+		t.Errorf("%v hashes were read with one of %v remembered", first, all)
+	}
+}
+
+func TestKnownNodesAreBounded(t *testing.T) {
+	t.Parallel()
+	k := knownNodes{nodes: map[nodeKey]ledger.Hash{}}
+	for chain := range byte(3) {
+		read := map[uint64]ledger.Hash{}
+		for n := range uint64(maxKnown / 2) {
+			read[n] = ledger.Hash{chain}
+		}
+		k.put(ledger.ChainID{chain}, 1, read)
+	}
+	if len(k.nodes) != maxKnown {
+		t.Errorf("%d nodes are remembered", len(k.nodes))
+	}
+	found := map[uint64]ledger.Hash{}
+	left := k.take(ledger.ChainID{2}, 1, []ledger.Span{{Level: 1, From: 0, To: maxKnown / 2}}, found)
+	if len(found) == 0 || len(found)+len(left) != maxKnown/2 || found[left[0].From] != (ledger.Hash{}) {
+		t.Errorf("%d found, %d left", len(found), len(left))
+	}
+}
+
 // The notary's state in Kafka is not what its epoch says: no proof is made of it.
 func TestProofOfAnotherMap(t *testing.T) {
 	r := newRig(t)

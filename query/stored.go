@@ -27,13 +27,13 @@ type storedTree struct {
 	index, hash string // columns
 	// from begins a statement on the tree's rows.
 	from func(columns string) *statement
-	// known has hashes of higher levels that were read before; nil where everything is to be read.
+	// known has roots of subtrees that were read before; nil where everything is to be read.
 	known *knownNodes
 	chain ledger.ChainID
 }
 
-// knownNodes remembers the roots of complete subtrees of 65,536 leaves and more. They lie so far apart in ClickHouse that each costs a
-// range of its own, a large chain has hundreds of them, and they never change. What is proved with one is verified like all else.
+// knownNodes remembers the roots of complete subtrees. They lie far apart in ClickHouse, so that each of 65,536 leaves and more costs a range of its
+// own, every proof in a chain needs those behind its newest leaf, and they never change. What is proved with one is verified like all else.
 type knownNodes struct {
 	mu    sync.Mutex
 	nodes map[nodeKey]ledger.Hash
@@ -45,10 +45,8 @@ type nodeKey struct {
 	n     uint64
 }
 
-const (
-	knownFrom = 2       // the lowest level that is remembered
-	maxKnown  = 100_000 // nodes, of about 150 bytes; 6.5 billion leaves have as many
-)
+// maxKnown is how many nodes are remembered, of about 150 bytes.
+const maxKnown = 100_000
 
 // take fills in what is known of a level, and returns what is left to be read.
 func (k *knownNodes) take(chain ledger.ChainID, level int, spans []ledger.Span, into map[uint64]ledger.Hash) (left []ledger.Span) {
@@ -66,16 +64,26 @@ func (k *knownNodes) take(chain ledger.ChainID, level int, spans []ledger.Span, 
 	return left
 }
 
-// put remembers what was read. When there is no room, everything is forgotten.
+// put remembers what was read. When there is no room, some of the others are forgotten.
 func (k *knownNodes) put(chain ledger.ChainID, level int, read map[uint64]ledger.Hash) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.nodes)+len(read) > maxKnown {
-		clear(k.nodes)
-	}
 	for n, h := range read {
 		k.nodes[nodeKey{chain, level, n}] = h
 	}
+	for key := range k.nodes {
+		if len(k.nodes) <= maxKnown {
+			return
+		}
+		delete(k.nodes, key)
+	}
+}
+
+// forget makes everything be read again.
+func (k *knownNodes) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.nodes)
 }
 
 func chainTree(workspace [16]byte, chain ledger.ChainID) storedTree {
@@ -134,7 +142,7 @@ func (s *Service) hashes(ctx context.Context, t storedTree, spans []ledger.Span)
 // level reads the hashes of one level, by their number in it.
 func (s *Service) level(ctx context.Context, t storedTree, level int, spans []ledger.Span) (map[uint64]ledger.Hash, error) {
 	found := map[uint64]ledger.Hash{}
-	remember := t.known != nil && level >= knownFrom
+	remember := t.known != nil && level > 0
 	if remember {
 		if spans = t.known.take(t.chain, level, spans, found); len(spans) == 0 {
 			return found, nil
