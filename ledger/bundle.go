@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
+	"github.com/transparency-dev/formats/proof"
 )
 
 // ErrBundle is wrapped by the errors of a proof bundle that cannot be read.
@@ -75,6 +76,30 @@ func ProvenKeys(stated []BundleKey, c *Checkpoint) (keys KeyHistory, err error) 
 		}
 	}
 	return keys, nil
+}
+
+// ProvenEpoch reads an epoch that a log proof shows to be in the root log of the checkpoint, at its own index. Its errors wrap ErrEntry or ErrProof.
+func ProvenEpoch(text string, p *proof.TLogProof, c *Checkpoint) (*Entry, error) {
+	e, err := ParseEntry([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	if e.Epoch == nil || e.Index != p.Index {
+		return nil, fmt.Errorf("%w: it is not the epoch at index %d", ErrEntry, p.Index)
+	}
+	if err := verifyEntry(text, p, c); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// verifyEntry: the log proof shows that the entry is in the root log of the checkpoint.
+func verifyEntry(text string, p *proof.TLogProof, c *Checkpoint) error {
+	path := make([]Hash, len(p.Hashes))
+	for i, h := range p.Hashes {
+		path[i] = h
+	}
+	return VerifyInclusion(EntryHash([]byte(text)), p.Index, c.Size, path, c.Root)
 }
 
 // BundleLeaf is a leaf of the chain, with its content.
@@ -208,13 +233,8 @@ func (v *bundleVerifier) checkpoint(trust *Trust, now time.Time) {
 		v.fault(f.Verdict, nil, "%s", f.Detail)
 	}
 	v.result.Checkpoint = opened
-	hashes := make([]Hash, len(p.Hashes))
-	for i, h := range p.Hashes {
-		hashes[i] = h
-	}
-	if err := VerifyInclusion(EntryHash([]byte(v.Epoch)), p.Index, stated.Size, hashes, stated.Root); err != nil {
+	if err := verifyEntry(v.Epoch, p, stated); err != nil {
 		v.fault(InvalidProof, nil, "the epoch is not in the root log: %v", err)
-		return
 	}
 }
 

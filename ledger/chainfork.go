@@ -102,16 +102,9 @@ func (s *StatedChain) open(chain ChainID, trust *Trust, now time.Time) (*Entry, 
 	if _, f := trust.WithoutQuorum().Open(p.Checkpoint, keys, now); f != nil {
 		return nil, "", fmt.Errorf("%w: %s", ErrProof, f)
 	}
-	e, err := ParseEntry([]byte(s.Epoch))
-	if err != nil || e.Epoch == nil || e.Index != p.Index {
-		return nil, "", fmt.Errorf("%w: it is not the epoch at index %d: %v", ErrProof, p.Index, err) //nolint:errorlint // it may be nil
-	}
-	path := make([]Hash, len(p.Hashes))
-	for i, h := range p.Hashes {
-		path[i] = h
-	}
-	if err := VerifyInclusion(EntryHash([]byte(s.Epoch)), p.Index, c.Size, path, c.Root); err != nil {
-		return nil, "", err
+	e, err := ProvenEpoch(s.Epoch, p, c)
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: the epoch: %w", ErrProof, err)
 	}
 	if s.Size == 0 {
 		err = s.Map.VerifyAbsent(chain, e.Epoch.MapRoot)

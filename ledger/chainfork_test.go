@@ -114,7 +114,7 @@ func TestChainFork(t *testing.T) {
 		{"a key change of another log", anew, first, other, func(f *ChainFork) { f.Older.Keys = f.Newer.Keys }, "key change: invalid proof of inclusion"},
 		{"an epoch as a key change", anew, first, other, func(f *ChainFork) { f.Older.Keys = []BundleKey{{Entry: f.Older.Epoch, Path: nil}} }, "key change: "},
 		{"another epoch", anew, first, other, func(f *ChainFork) { f.Older.Epoch = f.Newer.Epoch }, "it is not the epoch at index 2"},
-		{"no epoch", anew, first, other, func(f *ChainFork) { f.Older.Epoch = "x" }, "it is not the epoch at index 2"},
+		{"no epoch", anew, first, other, func(f *ChainFork) { f.Older.Epoch = "x" }, "the epoch: invalid entry of the root log"},
 		{"a key change as the epoch", anew, first, other, func(f *ChainFork) {
 			f.Older.Epoch, f.Older.LogProof = f.Older.Keys[0].Entry, strings.Replace(f.Older.LogProof, "index 2", "index 0", 1)
 		}, "it is not the epoch at index 0"},

@@ -136,7 +136,7 @@ func (h *histories) askEpoch(ctx context.Context, index uint64) (*statedEpoch, e
 	if err != nil { // it says nothing of this checkpoint, so it contradicts nothing
 		return nil, fmt.Errorf("GET /ledger/chains%s: log proof: %w", query, err)
 	}
-	entry := h.checkEpoch(query, answer.Data.Epoch, index, p.Hashes, stated)
+	entry := h.checkEpoch(query, answer.Data.Epoch, p, stated)
 	if entry == nil {
 		return nil, nil //nolint:nilnil // the report says why
 	}

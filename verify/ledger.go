@@ -256,7 +256,7 @@ func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *cha
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/checkpoint: %v", err)
 		return nil, nil, nil
 	}
-	epoch := v.checkEpoch("", answer.Data.Epoch, p.Index, p.Hashes, stated)
+	epoch := v.checkEpoch("", answer.Data.Epoch, p, stated)
 	keys, ok := v.checkKeys(answer.Data.Keys, stated)
 	if epoch == nil || !ok {
 		if len(answer.Data.Keys) <= maxKeyChanges {
@@ -275,18 +275,8 @@ func (v *apiVerifier) checkpoint(ctx context.Context, newest []byte, answer *cha
 }
 
 // checkEpoch: the epoch is in the root log that the checkpoint states.
-func (v *apiVerifier) checkEpoch(query, text string, index uint64, path [][32]byte, stated *ledger.Checkpoint) *ledger.Entry {
-	e, err := ledger.ParseEntry([]byte(text))
-	if err == nil && (e.Epoch == nil || e.Index != index) {
-		err = fmt.Errorf("%w: it is not the epoch at index %d", ledger.ErrEntry, index)
-	}
-	if err == nil {
-		hashes := make([]ledger.Hash, len(path))
-		for i := range path {
-			hashes[i] = path[i]
-		}
-		err = ledger.VerifyInclusion(ledger.EntryHash([]byte(text)), index, stated.Size, hashes, stated.Root)
-	}
+func (v *apiVerifier) checkEpoch(query, text string, p *proof.TLogProof, stated *ledger.Checkpoint) *ledger.Entry {
+	e, err := ledger.ProvenEpoch(text, p, stated)
 	if err != nil {
 		v.report.faultf(ledger.InvalidProof, "GET /ledger/chains%s: epoch: %v", query, err)
 		return nil
