@@ -1,8 +1,8 @@
 package verify
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -71,7 +71,7 @@ func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 		g.ends, err = t.admin.ListEndOffsets(ctx, topic)
 	}
 	if err == nil {
-		err = errors.Join(g.starts.Error(), g.ends.Error())
+		err = cmp.Or(g.starts.Error(), g.ends.Error())
 	}
 	if err == nil {
 		g.dead, err = g.deadLetters(ctx)
@@ -242,7 +242,7 @@ func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = errors.Join(starts.Error(), ends.Error())
+	err = cmp.Or(starts.Error(), ends.Error())
 	ends.Each(func(end kadm.ListedOffset) {
 		start, ok := starts.Lookup(topic, end.Partition)
 		if err != nil || !ok {

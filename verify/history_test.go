@@ -167,9 +167,17 @@ func TestLedgerInventedWorkspace(t *testing.T) {
 	}
 	// A workspace whose chains were verified is remembered. Neither a name of another one nor an incarnation that no signed map has convicts.
 	a.Incarnation, a.Lanes, a.Hidden = [16]byte{9}, 1, map[ledger.ChainID]bool{a.Ledger.Chains[0].ID: true, a.Ledger.Chains[1].ID: true}
-	if r := a.verify(cfg); r.Exit != verify.ExitUndecided || len(r.Faults) > 0 || !strings.Contains(r.Text(), "or the answer is to another API key") {
-		t.Error(r.Text())
+	for _, key := range []string{ledgertest.APIKey, "imk_another"} {
+		a.Key = key
+		r, err := verify.Ledger(t.Context(), cfg, verify.API{URL: a.url, Key: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Exit != verify.ExitUndecided || len(r.Faults) > 0 || !strings.Contains(r.Text(), "or the answer is to another API key") {
+			t.Error(r.Text())
+		}
 	}
+	a.Key = ledgertest.APIKey
 	a.Workspace, a.Incarnation, a.Lanes, a.Hidden = ledgertest.Workspace(2), [16]byte{}, 0, nil
 	for range 2 {
 		if r := a.verify(cfg); r.Exit != verify.ExitUndecided || len(r.Faults) > 0 || !strings.Contains(r.Text(), "or the answer is to another API key") {

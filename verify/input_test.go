@@ -146,8 +146,15 @@ func TestTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	again("Kafka does not have their place any more")
-	cluster.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.InvalidRequest})
-	again("leaves that no signed epoch covers yet were sealed: asking kafka")
+	asked := 0
+	cluster.Fake.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Partitions: []int32{1}, Err: kerr.InvalidRequest, Count: -1,
+		When: func(kmsg.Request) bool { // after the topic was known again
+			asked++
+			return asked > 2
+		},
+	})
+	again("leaves that no signed epoch covers yet were sealed: partition 1 of " + topic)
 	// Without Kafka it says that it does not know.
 	r = s.verify(s.config())
 	if text := r.Text(); r.Exit != verify.ExitVerified || !strings.Contains(text, "6 leaves that no signed epoch covers yet were sealed") {
@@ -208,6 +215,15 @@ func TestOtherKafka(t *testing.T) {
 				}
 			}
 		})
+	}
+	// Without an epoch nothing says where the ledger topic should be.
+	s.exec("TRUNCATE TABLE checkpoints")
+	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: kafkatest.Start(t).Config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Exit != verify.ExitUndecided || !strings.Contains(strings.Join(r.Undecided, "\n"), "has a leaf: nothing shows that") {
+		t.Error(r.Text())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
@@ -56,7 +57,7 @@ func TestChecks(t *testing.T) {
 	}
 	for name := range unneeded() {
 		if !names[name] {
-			t.Logf("there is no check %q any more", name)
+			t.Errorf("there is no check %q any more", name)
 		}
 	}
 }
@@ -84,8 +85,11 @@ var (
 	quickTests = regexp.MustCompile("^Test(Bundle|RedactedBundle|ParseBundle|ParseTrust|OpenBelieves|Quorum|KeyHistory|CheckpointThat|MapProofs|ParseRedaction)")
 )
 
+// only narrows down what IMMUTABLE_SOAK tries.
+var only = flag.String("attacks.checks", "", "a regular expression of the names of the checks that TestEveryCheckIsNeeded disables; TestChecks lists all")
+
 // TestEveryCheckIsNeeded disables one check of the verifier after the other: each time a test fails. With IMMUTABLE_SOAK that is every check and any test of
-// ledger/, verify/ and of this package; else those of a proof bundle.
+// ledger/, verify/, sinks/verifier/ and of this package; else those of a proof bundle.
 func TestEveryCheckIsNeeded(t *testing.T) {
 	long(t)
 	if os.Getenv(binaryVariable) != "" {
@@ -104,7 +108,13 @@ func TestEveryCheckIsNeeded(t *testing.T) {
 		all := regexp.MustCompile("^(Test|Fuzz)")
 		m.unitProbes(o, "ledger", all)
 		m.unitProbes(o, "verify", all)
+		m.unitProbes(o, "sinks/verifier", all)
 		m.attackProbes(o)
+		narrow, err := regexp.Compile(*only)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.checks = slices.DeleteFunc(m.checks, func(c *check) bool { return !narrow.MatchString(c.name) })
 	} else {
 		m.checks = slices.DeleteFunc(m.checks, func(c *check) bool { return !slices.Contains(quickFiles, c.file) })
 		m.unitProbes(o, "ledger", quickTests)
@@ -201,7 +211,7 @@ func (m *mutants) build(args ...string) {
 // unitProbes makes tests of a package probes.
 func (m *mutants) unitProbes(overlay, pkg string, which *regexp.Regexp) {
 	m.t.Helper()
-	binary := filepath.Join(m.dir, pkg+".test")
+	binary := filepath.Join(m.dir, filepath.Base(pkg)+".test")
 	m.build("test", "-c", "-o", binary, "-overlay="+overlay, "./"+pkg)
 	list := exec.CommandContext(m.t.Context(), binary, "-test.list=.")
 	list.Dir = filepath.Join(m.root, pkg)
