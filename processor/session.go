@@ -48,8 +48,9 @@ const (
 	// asked instead. A new client asks any of them first, a frozen one too, and a take-over makes two: franz-go's 10 s
 	// would be most of its time.
 	answerTimeout = 3 * time.Second
-	// rebalanceTimeout is how long the group waits for its members to join anew.
-	rebalanceTimeout = time.Minute
+	// rebalanceSessions is for how many session timeouts the group waits for its members to join anew: each of them may be one that has gone
+	// silent at the worst moment, and all others wait for it.
+	rebalanceSessions = 4
 	// leaveTimeout bounds leaving the group.
 	leaveTimeout = 5 * time.Second
 	// consumerHeartbeats in a session timeout.
@@ -113,7 +114,7 @@ func (s *session) options(p *Processor) []kgo.Opt {
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.SessionTimeout(c.SessionTimeout),
 		kgo.HeartbeatInterval(c.SessionTimeout / consumerHeartbeats),
-		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.RebalanceTimeout(rebalanceSessions * c.SessionTimeout),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.DisableAutoCommit(),
 
@@ -184,7 +185,7 @@ func (s *session) run(ctx context.Context) error {
 
 // turn waits for input and seals a transaction of it.
 func (s *session) turn(ctx context.Context) error {
-	joined, cancel := context.WithTimeout(ctx, rebalanceTimeout)
+	joined, cancel := context.WithTimeout(ctx, rebalanceSessions*s.cfg.SessionTimeout)
 	settled, err := s.owned.awaitJoins(joined)
 	cancel()
 	if err != nil {
