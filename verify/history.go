@@ -293,20 +293,27 @@ func (h *histories) keepFall(f *ledger.ChainFork, newer *ledger.StatedChain, det
 	h.keepChainFork(f)
 }
 
-// checkForgotten: a chain of the workspace that was verified before is still there. Of those that are gone it has been said.
+// checkForgotten: a chain that was verified before is still there. Of those that are gone it has been said. One that is only not shown contradicts nothing
+// that is signed.
 func (h *histories) checkForgotten(results []*chainResult) {
 	if h.a.remembered == nil {
 		return
 	}
-	here, workspaces := map[ledger.ChainID]bool{}, map[[16]byte]bool{}
+	here, workspaces := map[ledger.ChainID]bool{}, map[[16]byte]bool{h.newest().answer.Workspace: true}
 	for _, r := range results {
 		here[r.id], workspaces[r.identity.Workspace] = true, true
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(h.a.remembered.Chains), compareChains) {
+		if here[id] || h.gone[id] {
+			continue
+		}
 		c := h.a.remembered.Chains[id]
-		if workspaces[c.Workspace] && !here[id] && !h.gone[id] {
-			f, newer := h.absence(id)
+		f, newer := h.absence(id)
+		switch {
+		case newer != nil:
 			h.keepFall(f, newer, fmt.Sprintf("it had %d leaves when it was verified before, and is not there any more", c.Size))
+		case workspaces[c.Workspace]:
+			h.report.undecided("chain %x had %d leaves when it was verified before, and is neither shown nor proven to be gone", id, c.Size)
 		}
 	}
 }

@@ -98,6 +98,7 @@ func (v *apiVerifier) checkSource(a *accepted, e *statedEpoch) (source string) {
 		return source
 	}
 	now := rememberedWorkspace{e.answer.Workspace, e.answer.Incarnation}
+	var unexplained *rememberedWorkspace
 	others := map[rememberedWorkspace]bool{}
 	for _, name := range slices.Sorted(maps.Keys(a.remembered.Sources)) {
 		before := a.remembered.Sources[name]
@@ -108,12 +109,14 @@ func (v *apiVerifier) checkSource(a *accepted, e *statedEpoch) (source string) {
 				before.Workspace, before.Incarnation, now.Incarnation)
 			return source
 		case before.Workspace == now.Workspace, name == source:
-			v.report.undecided("workspace %x, incarnation %x was verified before, and workspace %x, incarnation %x is answered now: it was started afresh, "+
-				"or the answer is to another API key", before.Workspace, before.Incarnation, now.Workspace, now.Incarnation)
-			return source
+			unexplained = &before
 		default:
 			others[before] = true
 		}
+	}
+	if unexplained != nil {
+		v.report.undecided("workspace %x, incarnation %x was verified before, and workspace %x, incarnation %x is answered now: it was started afresh, "+
+			"or the answer is to another API key", unexplained.Workspace, unexplained.Incarnation, now.Workspace, now.Incarnation)
 	}
 	if len(others) > 0 {
 		v.report.notChecked("%d other workspaces of this log that were verified before with other API keys", len(others))

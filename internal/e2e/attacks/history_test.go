@@ -3,6 +3,7 @@ package attacks
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -129,11 +130,15 @@ func TestStartedAfresh(t *testing.T) {
 		l.Events(l.Chain(1, 2, c.Lane, c.Lanes), 30)
 	}
 	l.Epoch()
-	a.run(flags...).want(t, verify.ExitTampered, "ROLLED BACK ", "ROLLED BACK chain", "ROLLED BACK chain")
+	r := a.run(flags...)
+	r.want(t, verify.ExitTampered, "ROLLED BACK ")
+	if said := strings.Join(r.Undecided, "\n"); strings.Count(said, "is neither shown nor proven to be gone") != 2 {
+		t.Error(r.output)
+	}
 	// Another workspace, with the same key: nobody has signed which one a key is for. It stays so.
 	s.Workspace, s.Hidden = ledgertest.Workspace(2), nil
 	for range 2 {
-		r := a.run(flags...)
+		r = a.run(flags...)
 		r.want(t, verify.ExitUndecided)
 		if !strings.Contains(strings.Join(r.Undecided, "\n"), "or the answer is to another API key") {
 			t.Error(r.output)
@@ -142,10 +147,40 @@ func TestStartedAfresh(t *testing.T) {
 	// With another key it is another workspace, and no crime.
 	s.Key = "imk_other"
 	flags[2] = "--api-key=imk_other"
-	r := a.run(flags...)
+	r = a.run(flags...)
 	r.want(t, verify.ExitVerified)
 	if !strings.Contains(strings.Join(r.NotChecked, "\n"), "1 other workspaces") {
 		t.Error(r.output)
+	}
+}
+
+// TestWorkspaceGone is attack 13 where nothing of the workspace is left, and nothing is put in its place: the newest epoch proves that it has none of the
+// chains that the auditor remembers.
+func TestWorkspaceGone(t *testing.T) {
+	t.Parallel()
+	s := newServer(newWitnessed())
+	flags := append(serve(t, s), "--epochs=1")
+	a := newAuditor(t, witnessPolicy()...)
+	a.memory = true
+	a.run(flags...).want(t, verify.ExitVerified)
+	l := s.Ledger
+	for i, c := range l.Chains[:2] {
+		s.Incarnation, s.Lanes = c.Incarnation, c.Lanes
+		c.Leaves = nil
+		l.Events(l.Chain(byte(5+4*i), 1, 0, 1), 300) // so that no count of the epoch falls
+	}
+	l.Epoch()
+	r := a.run(flags...)
+	r.want(t, verify.ExitTampered, "ROLLED BACK chain", "ROLLED BACK chain")
+	if len(r.Evidence) != 2 {
+		t.Fatal(r.output)
+	}
+	for i, c := range l.Chains[:2] {
+		j := slices.IndexFunc(r.Evidence, func(path string) bool { return strings.Contains(path, fmt.Sprintf("%x", c.ID)) })
+		if j < 0 {
+			t.Fatalf("no evidence of chain %d: %s", i, r.output)
+		}
+		convicts(t, r.Evidence[j], c)
 	}
 }
 
