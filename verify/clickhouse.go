@@ -96,7 +96,7 @@ func (v *tableVerifier) run(ctx context.Context) error {
 	}
 	v.checkForgotten(old, results)
 	if len(v.tables.Kafka.Brokers) > 0 {
-		if v.topics, v.noTopics = v.openTopics(ctx); v.noTopics == nil {
+		if v.topics, v.noTopics = v.openTopics(ctx, results); v.noTopics == nil {
 			defer v.topics.client.Close()
 		}
 	}

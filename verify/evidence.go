@@ -70,9 +70,18 @@ func (a *acceptance) fork(f *ledger.LogFork, format string, args ...any) {
 	a.keepFork(f)
 }
 
+// full says whether no more evidence is written, and the report.
+func (a *acceptance) full() bool {
+	if len(a.report.Evidence) < maxEvidence {
+		return false
+	}
+	a.report.notef("only the first %d proofs are written to files", maxEvidence)
+	return true
+}
+
 // keepFork keeps the proof that a log has two histories, where it is one.
 func (a *acceptance) keepFork(f *ledger.LogFork) {
-	if len(a.report.Evidence) >= maxEvidence {
+	if a.full() {
 		return
 	}
 	if err := f.Verify(a.cfg.Trust, a.cfg.Now); err != nil {
@@ -93,7 +102,7 @@ func (a *acceptance) keepFork(f *ledger.LogFork) {
 
 // keepChainFork keeps the proof that two epochs state two histories of a chain, where it is one.
 func (a *acceptance) keepChainFork(f *ledger.ChainFork) {
-	if len(a.report.Evidence) >= maxEvidence {
+	if a.full() {
 		return
 	}
 	if err := f.Verify(a.cfg.Trust, a.cfg.Now); err != nil {

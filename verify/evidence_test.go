@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"os"
@@ -212,5 +213,27 @@ func TestRolledBackChainEvidence(t *testing.T) {
 				t.Errorf("%v: %s", err, text)
 			}
 		})
+	}
+}
+
+// Of many chains that were written anew each is named, and the proofs of some are written.
+func TestEvidenceIsBounded(t *testing.T) {
+	l := ledgertest.New()
+	for lane := range uint32(20) {
+		l.Events(l.Chain(1, 1, lane, 20), 40)
+	}
+	l.Epoch()
+	for _, c := range l.Chains {
+		c.Leaves[30].Body = bytes.Replace(c.Leaves[30].Body, []byte("curl"), []byte("curm"), 1)
+		c.Reseal(30)
+	}
+	l.Epoch()
+	a := newAPI(t, l)
+	r := a.verify(a.config())
+	if r.Exit != verify.ExitTampered || r.Found[ledger.Forked] != 20 || len(r.Evidence) != 16 {
+		t.Error(r.Text())
+	}
+	if n := strings.Count(r.Text(), "only the first 16 proofs are written to files"); n != 1 {
+		t.Errorf("it is said %d times: %s", n, r.Text())
 	}
 }

@@ -1,8 +1,8 @@
 package verify
 
 import (
-	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"strconv"
 	"strings"
@@ -23,6 +23,8 @@ const (
 	maxInputs = 1 << 32
 	// maxDead is how many records of the events topic that are on the dlq are kept: some 40 bytes each.
 	maxDead = 1_000_000
+	// minUnkept is the size from which on the dlq has only where a record is, in bytes: less than what Kafka takes with headers.
+	minUnkept = 512 << 10
 	// maxUnsealed is how many records without a leaf are looked into.
 	maxUnsealed = 10_000
 )
@@ -33,8 +35,6 @@ const unsealedInput = "whether every record of the events topic has a leaf"
 // gaps finds records of the events topic that have no leaf although later ones have. The zero gaps, where no Kafka was named, finds none.
 type gaps struct {
 	topics *topics
-	// starts and ends of the partitions of the events topic.
-	starts, ends kadm.ListedOffsets
 	// inputs of the partition at hand: one bit for each offset from start on, up to and without end.
 	start, end uint64
 	bits       []uint64
@@ -42,8 +42,19 @@ type gaps struct {
 	generation uint16
 	partition  int32
 	tooMany    bool
-	beyond     []inputRow     // leaves of the ledger partition at hand whose place is not before end, maxUnsealed at most
-	dead       map[input]bool // what is on the dlq, maxDead and one of them at most
+	beyond     []inputRow        // leaves of the ledger partition at hand whose place is not before end, maxUnsealed at most
+	dead       map[input]deadSum // what is on the dlq, maxDead and one of them at most
+}
+
+// deadSum is the beginning of the SHA-256 of what is on the dlq in place of a record; zero of one that was too large for it.
+type deadSum [8]byte
+
+func deadSumOf(value []byte) (sum deadSum) {
+	if len(value) > 0 {
+		whole := sha256.Sum256(value)
+		copy(sum[:], whole[:])
+	}
+	return sum
 }
 
 // input is a place in the events topic.
@@ -63,21 +74,8 @@ func (v *tableVerifier) newGaps(ctx context.Context) (*gaps, error) {
 		return &gaps{}, nil
 	}
 	g := &gaps{topics: t, partition: -1}
-	ctx, cancel := context.WithTimeout(ctx, kafkaWait)
-	defer cancel()
-	topic := t.Topic(schemas.TopicEvents)
-	g.starts, err = t.admin.ListStartOffsets(ctx, topic)
-	if err == nil {
-		g.ends, err = t.admin.ListEndOffsets(ctx, topic)
-	}
-	if err == nil {
-		err = cmp.Or(g.starts.Error(), g.ends.Error())
-	}
-	if err == nil {
-		g.dead, err = g.deadLetters(ctx)
-	}
-	if err != nil {
-		return &gaps{}, fmt.Errorf("asking kafka: %w", err)
+	if g.dead, err = g.deadLetters(ctx); err != nil {
+		return &gaps{}, err
 	}
 	return g, nil
 }
@@ -89,10 +87,10 @@ func (g *gaps) sealed(r *inputRow) {
 	}
 	if g.partition != int32(r.partition) || g.generation < r.generation {
 		topic := g.topics.Topic(schemas.TopicEvents)
-		start, _ := g.starts.Lookup(topic, int32(r.partition))
-		end, _ := g.ends.Lookup(topic, int32(r.partition))
+		start, _ := g.topics.starts.Lookup(topic, int32(r.partition))
+		end, _ := g.topics.ends.Lookup(topic, int32(r.partition))
 		*g = gaps{
-			topics: g.topics, starts: g.starts, ends: g.ends, beyond: g.beyond, dead: g.dead,
+			topics: g.topics, beyond: g.beyond, dead: g.dead,
 			partition: int32(r.partition), generation: r.generation,
 			start: uint64(max(start.Offset, 0)), end: uint64(max(end.Offset, 0)), bits: g.bits[:0],
 		}
@@ -140,12 +138,20 @@ func (g *gaps) checkBeyond(ctx context.Context, v *tableVerifier, faulty map[led
 	if err != nil {
 		return fmt.Errorf("asking kafka: %w", err)
 	}
+	untied := 0
 	for _, r := range beyond {
+		if !g.topics.tied[int32(r.partition)] {
+			untied++
+			continue
+		}
 		end, _ := ends.Lookup(topic, int32(r.partition))
 		if !faulty[r.chain] && r.offset >= uint64(max(end.Offset, 0)) {
 			v.report.fault(leafFault(ledger.Inserted, &ledger.Leaf{Chain: r.chain, Sequence: r.sequence, ID: r.id},
 				"its event is at offset %d of partition %d of the events topic, where nothing was written yet", r.offset, r.partition))
 		}
+	}
+	if untied > 0 {
+		v.report.undecided("whether the places in the events topic that %d leaves name were written: %v", untied, errNotTied)
 	}
 	return nil
 }
@@ -158,11 +164,20 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	if g.tooMany {
 		v.report.undecided("partition %d of the events topic has more than %d offsets", g.partition, uint64(maxInputs))
 	}
+	if !g.topics.tied[g.partition] {
+		v.report.undecided("%s, of partition %d: %v", unsealedInput, g.partition, errNotTied)
+		return nil
+	}
 	unsealed := map[[16]byte][]uint64{}
-	total := 0
+	total, dead := 0, 0
 	span := kafka.Span{Topic: g.topics.Topic(schemas.TopicEvents), Partition: g.partition, From: int64(g.start), To: int64(g.next)}
 	err := g.topics.read(ctx, []kafka.Span{span}, func(r *kgo.Record) {
-		if g.has(uint64(r.Offset)) || g.dead[input{r.Partition, r.Offset}] {
+		if g.has(uint64(r.Offset)) {
+			return
+		}
+		sum, is := g.dead[input{r.Partition, r.Offset}]
+		if is && (sum == deadSumOf(r.Value) || sum == deadSum{} && len(r.Value) >= minUnkept) {
+			dead++
 			return
 		}
 		if total++; total > maxUnsealed {
@@ -178,6 +193,9 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	if err != nil {
 		v.report.undecided("%s: %v", unsealedInput, err)
 		return ctx.Err()
+	}
+	if dead > 0 {
+		v.report.notef("%d records of partition %d of the events topic have no leaf and are on the dlq: the processor has refused them", dead, g.partition)
 	}
 	if total > maxUnsealed {
 		v.report.undecided("partition %d of the events topic has %d records without a leaf; %d were looked into", g.partition, total, maxUnsealed)
@@ -230,19 +248,14 @@ func (s *store) known(ctx context.Context, ids map[[16]byte][]uint64) (map[[16]b
 }
 
 // deadLetters reads which records of the events topic are on the dlq.
-func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
-	dead := map[input]bool{}
+func (g *gaps) deadLetters(ctx context.Context) (map[input]deadSum, error) {
+	dead := map[input]deadSum{}
 	events := g.topics.Topic(schemas.TopicEvents)
 	topic := g.topics.Topic(schemas.TopicDLQ)
-	starts, err := g.topics.admin.ListStartOffsets(ctx, topic)
+	starts, ends, err := g.topics.bounds(ctx, topic, g.topics.admin.ListCommittedOffsets)
 	if err != nil {
 		return nil, err
 	}
-	ends, err := g.topics.admin.ListCommittedOffsets(ctx, topic)
-	if err != nil {
-		return nil, err
-	}
-	err = cmp.Or(starts.Error(), ends.Error())
 	ends.Each(func(end kadm.ListedOffset) {
 		start, ok := starts.Lookup(topic, end.Partition)
 		if err != nil || !ok {
@@ -264,7 +277,7 @@ func (g *gaps) deadLetters(ctx context.Context) (map[input]bool, error) {
 			p, errPartition := strconv.ParseInt(partition, 10, 32)
 			o, errOffset := strconv.ParseInt(offset, 10, 64)
 			if from == events && errPartition == nil && errOffset == nil && len(dead) <= maxDead {
-				dead[input{int32(p), o}] = true
+				dead[input{int32(p), o}] = deadSumOf(r.Value)
 			}
 		})
 	})

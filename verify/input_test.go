@@ -70,7 +70,10 @@ func sealedTopic(t *testing.T, c *ledgertest.Chain, last int, change func(sequen
 		for uint64(len(records)) < leaf.LedgerOffset {
 			add(nil)
 		}
-		sealed := &recordpb.Sealed{Chain: slices.Clone(c.ID[:]), Sequence: leaf.Sequence, LeafHash: slices.Clone(leaf.Hash[:])}
+		sealed := &recordpb.Sealed{
+			Event: &recordpb.Event{Id: leaf.ID[:]}, Chain: slices.Clone(c.ID[:]), Sequence: leaf.Sequence, LeafHash: slices.Clone(leaf.Hash[:]),
+			Generation: uint32(leaf.Generation), Partition: uint32(leaf.Partition), Offset: leaf.Offset,
+		}
 		if change != nil {
 			change(i, sealed)
 		}
@@ -81,6 +84,28 @@ func sealedTopic(t *testing.T, c *ledgertest.Chain, last int, change func(sequen
 		add(value)
 	}
 	add(nil)
+	return records
+}
+
+// eventsTopic is the events topic up to an offset, with the chain's events at the offsets of their leaves, and others as filler has them.
+func eventsTopic(t *testing.T, c *ledgertest.Chain, end uint64, filler func(offset uint64) *recordpb.Event) []*kgo.Record {
+	t.Helper()
+	at := map[uint64]*ledgertest.Leaf{}
+	for i := range c.Leaves[1:] {
+		at[c.Leaves[1+i].Offset] = &c.Leaves[1+i]
+	}
+	var records []*kgo.Record
+	for offset := range end {
+		e := filler(offset)
+		if leaf := at[offset]; leaf != nil {
+			e = &recordpb.Event{Id: leaf.ID[:]}
+		}
+		value, err := proto.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: int32(c.Partition), Value: value})
+	}
 	return records
 }
 
@@ -105,13 +130,8 @@ func TestTail(t *testing.T) {
 			s.Chain[0] ^= 1
 		}
 	})
-	retry, err := proto.Marshal(&recordpb.Event{Id: c.Leaves[5].ID[:]}) // there is no gap in the input
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range c.Leaves[26].Offset + 1 {
-		records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: retry})
-	}
+	retry := func(uint64) *recordpb.Event { return &recordpb.Event{Id: c.Leaves[5].ID[:]} } // there is no gap in the input
+	records = append(records, eventsTopic(t, c, c.Leaves[26].Offset+1, retry)...)
 	cluster.Produce(t, records...)
 	// The last leaf is one that no epoch ever comes to.
 	c.Leaves[26].LedgerOffset = 1 << 60
@@ -183,10 +203,16 @@ func TestOtherKafka(t *testing.T) {
 		{"a shorter one", func() []*kgo.Record { return sealedTopic(t, c, 298, nil) }, "ends at offset 300, and"},
 		{"one with other leaves", func() []*kgo.Record {
 			return sealedTopic(t, c, 303, func(_ int, s *recordpb.Sealed) { s.LeafHash[0] ^= 1 })
-		}, "the tables have none of the 1 leaves"},
+		}, "the tables have 0 of the 1 leaves, at their offsets"},
 		{"one with other chains", func() []*kgo.Record {
 			return sealedTopic(t, c, 303, func(_ int, s *recordpb.Sealed) { s.Chain[0] ^= 1 })
-		}, "the tables have none of the 1 leaves"},
+		}, "is not the last one of its chain"},
+		{"a copy at other offsets", func() []*kgo.Record {
+			return append([]*kgo.Record{{Topic: schemas.TopicLedger, Partition: 1}}, sealedTopic(t, c, 303, nil)...)
+		}, "the tables have 0 of the 1 leaves, at their offsets"},
+		{"a copy without markers", func() []*kgo.Record {
+			return slices.DeleteFunc(sealedTopic(t, c, 303, nil), func(r *kgo.Record) bool { return r.Value == nil })
+		}, "is not the last one of its chain"},
 		{"one that has aborted all of late", func() []*kgo.Record {
 			records := sealedTopic(t, c, 303, nil)
 			for _, r := range records[302-256 : 302] {
@@ -227,6 +253,71 @@ func TestOtherKafka(t *testing.T) {
 	}
 }
 
+// TestOtherEventsTopic: the ledger topic is the ledger's, the events topic is not, or cannot be read.
+func TestOtherEventsTopic(t *testing.T) {
+	l := ledgertest.New()
+	c := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(c, 60)
+	l.Epoch()
+	s := newTables(t, l)
+	last := c.Leaves[60].Offset
+	other := func(offset uint64) *recordpb.Event { return &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)} }
+	run := func(t *testing.T, events []*kgo.Record, prepare func(*kafkatest.Cluster)) *verify.Report {
+		t.Helper()
+		cluster := kafkatest.Start(t)
+		cluster.Produce(t, sealedTopic(t, c, 60, nil)...)
+		cluster.Produce(t, events...)
+		if prepare != nil {
+			prepare(cluster)
+		}
+		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	empty := ledgertest.New().Chain(1, 1, 0, 1)
+	empty.Leaves = c.Leaves[:1]
+	for _, tc := range []struct {
+		name    string
+		events  []*kgo.Record
+		prepare func(*kafkatest.Cluster)
+		want    []string
+	}{
+		{"empty", nil, nil, []string{"whether the places in the events topic that 60 leaves name were written: nothing shows"}},
+		{"of others", eventsTopic(t, empty, last+5, other), nil, []string{"whether every record of the events topic has a leaf, of partition 1: nothing shows"}},
+		{"its own, and unreadable", eventsTopic(t, c, last+5, other), func(cluster *kafkatest.Cluster) {
+			cluster.Fake.Fault(kfake.Fault{
+				Keys: []kmsg.Key{kmsg.Fetch}, Topic: cluster.Config.Topic(schemas.TopicEvents), Err: kerr.TopicAuthorizationFailed, Count: -1,
+				When: func(req kmsg.Request) bool { // not where the topic is known again, which is further on
+					topics := req.(*kmsg.FetchRequest).Topics
+					return len(topics) > 0 && topics[0].Partitions[0].FetchOffset == 0
+				},
+			})
+		}, []string{"whether every record of the events topic has a leaf: reading kafka: TOPIC_AUTHORIZATION_FAILED"}},
+		{"its own, of which the old is deleted", eventsTopic(t, c, last+5, other), func(cluster *kafkatest.Cluster) {
+			if err := cluster.Fake.DeleteRecords(cluster.Config.Topic(schemas.TopicEvents), 1, int64(last)+1); err != nil {
+				t.Fatal(err)
+			}
+		}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := run(t, tc.events, tc.prepare)
+			begins := func(said, want string) bool { return strings.HasPrefix(said, want) }
+			if len(r.Faults) > 0 || !slices.EqualFunc(r.Undecided, tc.want, begins) {
+				t.Errorf("want %q: %s", tc.want, r.Text())
+			}
+		})
+	}
+	// Of a chain with faults nothing is known, and nothing is said of Kafka.
+	s.exec("ALTER TABLE leaves DELETE WHERE sequence = 60")
+	r := run(t, eventsTopic(t, c, last+5, other), nil)
+	if r.Exit != verify.ExitTampered || r.Found[ledger.InputGap]+r.Found[ledger.Inserted] > 0 ||
+		!strings.Contains(strings.Join(r.Undecided, "\n"), "has a leaf: nothing shows that the Kafka") {
+		t.Error(r.Text())
+	}
+}
+
 // A generation of the input is not left again.
 func TestInputGenerations(t *testing.T) {
 	l := sharedPartition()
@@ -259,30 +350,38 @@ func TestInputGap(t *testing.T) {
 		last = leaf.Offset
 	}
 	topic := cluster.Config.Topic(schemas.TopicEvents)
-	var records, dead []*kgo.Record
+	var dead []*kgo.Record
 	var gaps []uint64
-	for offset := range last + 5 { // the last ones are not sealed yet
-		e := &recordpb.Event{Id: []byte(fmt.Sprintf("%016d", offset))}
-		switch {
-		case sealed[offset] || offset > last:
-		case len(gaps) == 0: // lost
+	records := eventsTopic(t, c, last+5, func(offset uint64) *recordpb.Event { // the last ones are not sealed yet
+		e := &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)}
+		if sealed[offset] || offset > last {
+			return e
+		}
+		switch len(gaps) + len(dead) {
+		case 0: // lost
 			gaps = append(gaps, offset)
-		case len(gaps) == 1 && len(dead) == 0: // sealed before: a retry
-			gaps = append(gaps, 0)
-			e.Id = c.Leaves[5].ID[:]
-		default:
-			dead = append(dead, &kgo.Record{Topic: schemas.TopicDLQ, Headers: []kgo.RecordHeader{
-				{Key: schemas.DLQHeaderTopic, Value: []byte(topic)},
-				{Key: schemas.DLQHeaderPartition, Value: []byte("1")},
-				{Key: schemas.DLQHeaderOffset, Value: []byte(strconv.FormatUint(offset, 10))},
-			}})
+			return e
+		case 1: // sealed before: a retry
+			dead = append(dead, nil)
+			return &recordpb.Event{Id: c.Leaves[5].ID[:]}
+		case 2: // lost, and something else put in its place on the dlq
+			gaps = append(gaps, offset)
 		}
 		value, err := proto.Marshal(e)
 		if err != nil {
 			t.Fatal(err)
 		}
-		records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: value})
-	}
+		if len(gaps) == 2 && gaps[1] == offset {
+			value = nil
+		}
+		dead = append(dead, &kgo.Record{Topic: schemas.TopicDLQ, Value: value, Headers: []kgo.RecordHeader{
+			{Key: schemas.DLQHeaderTopic, Value: []byte(topic)},
+			{Key: schemas.DLQHeaderPartition, Value: []byte("1")},
+			{Key: schemas.DLQHeaderOffset, Value: []byte(strconv.FormatUint(offset, 10))},
+		}})
+		return e
+	})
+	dead = dead[1:]
 	cluster.Produce(t, records...)
 	cluster.Produce(t, dead...)
 	cluster.Produce(t, sealedTopic(t, c, 60, nil)...)
@@ -293,9 +392,20 @@ func TestInputGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fmt.Sprintf("INPUT GAP: partition 1, offset %d of the events topic has no leaf, and later records have", gaps[0])
-	if r.Exit != verify.ExitTampered || len(r.Faults) != 1 || r.Faults[0].String() != want {
+	slices.SortFunc(r.Faults, func(a, b *ledger.Fault) int { return strings.Compare(a.Detail, b.Detail) })
+	var found, want []string
+	for _, f := range r.Faults {
+		found = append(found, f.String())
+	}
+	for _, offset := range gaps {
+		want = append(want, fmt.Sprintf("INPUT GAP: partition 1, offset %d of the events topic has no leaf, and later records have", offset))
+	}
+	slices.Sort(want)
+	if r.Exit != verify.ExitTampered || !slices.Equal(found, want) {
 		t.Errorf("want %q:\n%s", want, r.Text())
+	}
+	if said := fmt.Sprintf("%d records of partition 1 of the events topic have no leaf and are on the dlq", len(dead)-1); !strings.Contains(r.Text(), said) {
+		t.Errorf("want %q:\n%s", said, r.Text())
 	}
 }
 
@@ -320,15 +430,7 @@ func TestInputBeyondBounds(t *testing.T) {
 			l.Epoch()
 			s := newTables(t, l)
 			cluster := kafkatest.Start(t)
-			value, err := proto.Marshal(&recordpb.Event{Id: c.Leaves[5].ID[:], Keyed: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			records := make([]*kgo.Record, 0, 10_101)
-			for range 10_101 {
-				records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: value})
-			}
-			cluster.Produce(t, records...)
+			cluster.Produce(t, eventsTopic(t, c, 10_101, func(uint64) *recordpb.Event { return &recordpb.Event{Id: c.Leaves[5].ID[:], Keyed: true} })...)
 			cluster.Produce(t, sealedTopic(t, c, 40, nil)...)
 			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
 			if err != nil {

@@ -263,6 +263,7 @@ func (r *Report) finish() *Report {
 	slices.Sort(r.Undecided)
 	slices.Sort(r.NotChecked)
 	slices.Sort(r.Notes)
+	r.Notes = slices.Compact(r.Notes)
 	return r
 }
 

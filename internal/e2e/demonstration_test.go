@@ -14,7 +14,9 @@ import (
 
 var (
 	bashBlock = regexp.MustCompile("(?ms)^```bash\n(.*?)^```$")
-	outcome   = regexp.MustCompile(`(?m)^# exit code (\d): (.+)$`)
+	// namedEvent is a finding that names an event.
+	namedEvent = regexp.MustCompile(`MODIFIED chain [0-9a-f]{32} sequence \d+ event [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:`)
+	outcome    = regexp.MustCompile(`(?m)^# exit code (\d): (.+)$`)
 )
 
 // TestDemonstration runs the README's section about proofs as it stands, in a copy of the project: it verifies, is tampered
@@ -87,6 +89,9 @@ func TestDemonstration(t *testing.T) {
 			outcomes++
 			want, _ = strconv.Atoi(o[1])
 			says = o[2]
+		}
+		if strings.HasPrefix(says, "MODIFIED") && !namedEvent.MatchString(out) {
+			t.Errorf("no event is named:\n%s", out)
 		}
 		if code != want || !strings.Contains(out, says) {
 			t.Fatalf("%s\nexit code %d, want %d and %q:\n%s", block, code, want, says, out)

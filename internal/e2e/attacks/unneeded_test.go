@@ -59,7 +59,6 @@ func unneeded() map[string]string {
 		"verify/chains.go remembered: m.Known":                                       "a chain without faults has a root at each of its marks",
 		"verify/chains.go remembered: m.Size > chains[r.id].Size":                    "marks rise",
 		"verify/epochs.go holds: count == v.epochs[epoch].Epoch.Chains":              "a map of another number of chains has another root",
-		"verify/gaps.go check: err != nil":                                           "the second question fails as well",
 		"verify/gaps.go has: at/64 < uint64(len(g.bits))":                            cannot,
 		"verify/gaps.go newGaps: err == nil (2)":                                     another,
 		"verify/gaps.go check: g.tooMany":                                            "no test has four billion records",
