@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +50,8 @@ func proofOf(t *testing.T, l *ledgertest.Ledger, sequence uint64, change func(ma
 // A report says what was proven, and nothing of what was not.
 func TestEventReport(t *testing.T) {
 	l := newLedger()
-	l.Redact(l.Chains[0], 30, "/metadata/old_value")
+	erased := []string{"/actor_id", "/metadata/old_value"}
+	l.Redact(l.Chains[0], 30, erased...)
 	l.Epoch()
 	b, r, err := proofOf(t, l, 40, func(all map[string]any) { delete(all, "redactions") })
 	if err != nil {
@@ -67,8 +69,21 @@ func TestEventReport(t *testing.T) {
 		t.Fatalf("%v, %s", err, r.Text())
 	}
 	for i, f := range r.Event.Fields {
-		if f.Path != b.Disclosure[i].Path || (f.Value == nil) != (f.Path == "/metadata/old_value") {
+		if f.Path != b.Disclosure[i].Path || (f.Value == nil) != slices.Contains(erased, f.Path) {
 			t.Errorf("%+v", f)
+		}
+	}
+	for verdict, change := range map[ledger.Verdict]func(map[string]any){
+		ledger.Redacted: nil, ledger.Withheld: func(all map[string]any) { delete(all, "redactions") },
+	} {
+		_, r, err := proofOf(t, l, 30, change)
+		if err != nil || len(r.Faults) != len(erased) || r.Found[verdict] != uint64(len(erased)) {
+			t.Fatalf("%s: %v, %s", verdict, err, r.Text())
+		}
+		for i, f := range r.Faults {
+			if f.Verdict != verdict || !strings.HasPrefix(f.Detail, erased[i]) {
+				t.Errorf("%s of %s: %s", verdict, erased[i], f)
+			}
 		}
 	}
 	_, r, err = proofOf(t, l, 40, func(all map[string]any) { all["body"] = strings.Replace(all["body"].(string), "curl", "curm", 1) })

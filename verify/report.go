@@ -267,8 +267,11 @@ func (r *Report) finish() *Report {
 	return r
 }
 
-// sameFault: two checks have found the same at one leaf.
+// sameFault: two checks have found the same at one leaf. What is missing of an event is one finding for each of its fields.
 func sameFault(a, b *ledger.Fault) bool {
+	if (a.Verdict == ledger.Redacted || a.Verdict == ledger.Withheld) && a.Detail != b.Detail {
+		return false
+	}
 	return a.Verdict == b.Verdict && a.Chain != nil && b.Chain != nil && *a.Chain == *b.Chain && a.Sequence != nil && b.Sequence != nil &&
 		*a.Sequence == *b.Sequence && a.Last == nil && b.Last == nil && a.EventID == b.EventID && a.Verdict != ledger.Duplicate
 }
