@@ -43,18 +43,21 @@ func TestCrashPoints(t *testing.T) {
 			s.ready(t)
 			s.stop(t) // workspace and key are there
 			for j, hit := range point.hits {
-				s.start(fmt.Sprintf("IMMUTABLE_CRASH_AT=%s:%d", point.name, hit), "IMMUTABLE_EPOCH_INTERVAL=100ms")
+				s.start(fmt.Sprintf("IMMUTABLE_CRASH_AT=%s:%d", point.name, hit), manyEpochs)
 				seed := uint64(10_000 + 100*i + j)
 				l := s.startLoad(t, loadgen.Config{Seed: seed, KeyedPercent: 100}, loadgen.ClientConfig{EventsPerRequest: 20}, 1_000_000)
 				if state := s.process.wait(t, time.Minute); !killedBy(state, syscall.SIGKILL) {
 					t.Fatalf("%s:%d: ended with %v:\n%s", point.name, hit, state, s.process.tail(40))
 				}
-				s.start()
+				s.start(manyEpochs)
 				s.ready(t)
 				l.acknowledges(t, 200)
 				l.quit(t)
 				r := s.check(t, 200)
 				t.Logf("%s:%d: %s; %+v", point.name, hit, r, l.Stats())
+				if j == len(point.hits)-1 {
+					s.audited(t).tables(t, r.Leaves)
+				}
 				s.stop(t)
 			}
 			counts = append(counts, fmt.Sprintf("%s %d", point.name, len(point.hits)))
@@ -93,11 +96,13 @@ func TestRandomKills(t *testing.T) {
 		s.process.signal(t, syscall.SIGKILL)
 		s.process.wait(t, stopLimit)
 	}
-	s.start()
+	s.start(manyEpochs)
 	s.ready(t)
 	l.acknowledges(t, 500)
 	l.quit(t)
-	t.Logf("%d kills: %s; %+v", kills, s.check(t, 500), l.Stats())
+	report := s.check(t, 500)
+	t.Logf("%d kills: %s; %+v", kills, report, l.Stats())
+	s.audited(t).tables(t, report.Leaves)
 	s.stop(t)
 }
 

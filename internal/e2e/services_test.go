@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"getimmutable.dev/immutable/control"
 	"getimmutable.dev/immutable/internal/clickhouse/clickhousetest"
 	"getimmutable.dev/immutable/internal/kafka/kafkatest"
@@ -194,6 +196,7 @@ func serviceCrashes(t *testing.T, s *services) {
 			"--key-file="+filepath.Join(folder, "key"), "--lock-file="+filepath.Join(folder, "lock"))
 	}
 	processor, notary := startProcessor(), startNotary()
+	s.poison(t)
 	l := s.startLoad(t, loadgen.Config{Seed: 401, KeyedPercent: 100},
 		loadgen.ClientConfig{EventsPerRequest: 5, EventsPerSecond: 500}, 100_000_000)
 	for _, point := range crashPoints {
@@ -231,10 +234,27 @@ func serviceCrashes(t *testing.T, s *services) {
 	}
 	l.quit(t)
 	r := s.check(t, 700)
-	if r.Checkpoints == 0 {
-		t.Error("no checkpoint was signed")
+	if r.Checkpoints == 0 || r.Dead != int(s.layout.Partitions) {
+		t.Errorf("%s: want checkpoints, and one dead record of each of %d partitions", r, s.layout.Partitions)
 	}
+	s.audited(t).tables(t, r.Leaves)
 	t.Logf("check: %s; %+v", r, l.Stats())
 	notary.stop(t)
 	processor.stop(t)
+}
+
+// poison writes a record that no processor can read into each partition of the events topic.
+func (s *services) poison(t *testing.T) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.e.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	for p := range s.layout.Partitions {
+		r := &kgo.Record{Topic: s.e.prefix + schemas.TopicEvents, Partition: p, Value: []byte("poison")}
+		if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

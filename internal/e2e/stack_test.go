@@ -42,6 +42,8 @@ type stack struct {
 	t         *testing.T // the processes live as long as this test, whichever part of it starts them
 	key       string
 	transport *http.Transport
+	// address says where the services of a host are at the moment.
+	address func(host string) (string, error)
 	// engines says where the topics and tables are at the moment.
 	engines func() (engines, error)
 	acks    []string // paths of the acknowledgement logs of every load so far
@@ -57,7 +59,7 @@ type engines struct {
 // newStack returns a stack whose services are where address says at the moment.
 func newStack(t *testing.T, address func(host string) (string, error), where func() (engines, error)) *stack {
 	t.Helper()
-	s := &stack{t: t, key: testKey, engines: where}
+	s := &stack{t: t, key: testKey, address: address, engines: where}
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			host, _, err := net.SplitHostPort(addr)
@@ -148,6 +150,21 @@ func (s *stack) tryGet(ctx context.Context, path string, query url.Values, v any
 		return fmt.Errorf("GET %s: %w: %s", path, err, body)
 	}
 	return nil
+}
+
+// read returns what the query service answers to a path with its parameters, once it can: after a start it takes a moment until it has
+// anything to prove by, and after an event until an epoch covers it.
+func (s *stack) read(t *testing.T, path string) (body []byte) {
+	t.Helper()
+	eventually(t, startLimit, func() error {
+		status, _, answer, err := s.do(t.Context(), http.MethodGet, "http://"+queryHost+path, nil, nil)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("GET %s: %d %s", path, status, answer)
+		}
+		body = answer
+		return err
+	})
+	return body
 }
 
 // post sends one event and returns its id.
