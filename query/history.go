@@ -195,6 +195,7 @@ func (s *Service) makeMap(ctx context.Context, at *snapshot) (*chainMap, error) 
 		m.workspaces[c.workspace] = append(m.workspaces[c.workspace], c)
 	}
 	if root := m.tree.Root(); root != want.MapRoot {
+		s.known.forget(slices.Collect(maps.Keys(sizes))...) // which of them is wrong cannot be told
 		return nil, s.notThere(at, fmt.Errorf("its map root is %x, the chains give %x", want.MapRoot, root))
 	}
 	for _, of := range m.workspaces {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/transparency-dev/formats/proof"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -188,6 +189,56 @@ func TestOlderChainsOfDamage(t *testing.T) {
 	}
 	// Its newest epoch is another thing: it is known from Kafka.
 	r.chains(r.tenant, nil).holds(t, r.tenant)
+}
+
+// A map that meets the root of a damaged subtree has it forgotten, also where the epoch is too young for that to be called damage: when it is repaired, the
+// map is made. What is remembered of other chains stays.
+func TestOlderChainsOfRepairedDamage(t *testing.T) {
+	t.Parallel()
+	const size = 65_536 + 300
+	for name, tc := range map[string]struct {
+		start  time.Time
+		status int
+	}{
+		"old":   {epoch, http.StatusInternalServerError},
+		"young": {time.Now().UTC().Truncate(time.Microsecond).Add(time.Hour), http.StatusServiceUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			n := r.newNotary()
+			n.Start = tc.start
+			c, _ := r.synthetic(r.tenant, size)
+			n.Positions[0] = size
+			index := n.Log.Size
+			n.sign([]notarytest.Chain{c})
+			// One leaf more, the last one's hash again.
+			r.exec(t.Context(), "INSERT INTO leaves SELECT * REPLACE (sequence + 1 AS sequence, ledger_offset + 1 AS ledger_offset) FROM leaves WHERE input_offset = ?",
+				size-1)
+			c.AppendHash(c.LastLeafHash)
+			n.Positions[0]++
+			n.sign([]notarytest.Chain{c})
+			r.eventually("the newer epoch is read", func() bool {
+				at, _, err := r.service.roots.chainsOf(r.workspace.ID)
+				return err == nil && at.index > index
+			})
+			other := ledger.ChainID{1}
+			r.service.known.put(other, rememberedFrom, map[uint64]ledger.Hash{0: {}})
+			flip := func() {
+				r.exec(t.Context(), "ALTER TABLE leaves UPDATE node = reverse(node) WHERE sequence = 65535 SETTINGS mutations_sync = 1")
+			}
+			flip()
+			q := values("epoch", fmt.Sprint(index))
+			if a := r.get(r.tenant, "/api/v1/ledger/chains", q); a.status != tc.status || r.counter("immutable_query_older_map_mismatches_total") != 1 {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			flip()
+			r.chains(r.tenant, q).holds(t, r.tenant)
+			if !r.knows(c.Chain, 2, 0) || !r.knows(other, rememberedFrom, 0) {
+				t.Error("the root of 65,536 leaves is not remembered, or another chain's is forgotten")
+			}
+		})
+	}
 }
 
 // An epoch that ClickHouse has and this instance has not read from Kafka is not damaged, though it has chains that nobody here knows: a 503 until it

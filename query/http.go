@@ -294,7 +294,6 @@ func (s *Service) classify(err error) *httpserver.Error {
 			"that was signed. Send it again.", err)
 	case errors.Is(err, errDamaged):
 		s.metrics.damaged.Inc()
-		s.known.forget() // what is damaged may be repaired
 		return &httpserver.Error{
 			Status: http.StatusInternalServerError, Code: httpserver.CodeInternal, Cause: err,
 			Message: "What is stored of the ledger does not match its hashes: ask the operator to verify it. GET /verify names the place.",

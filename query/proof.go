@@ -46,6 +46,7 @@ func (s *Service) getProof(ctx context.Context, workspace [16]byte, r *http.Requ
 		case ledger.Withheld: // the redaction may be about to be written
 			return content{}, notCovered("A redaction of the event")
 		default:
+			s.known.forget(e.leaf.chain)
 			return content{}, fmt.Errorf("%w: the proof of event %s: %s", errDamaged, uuid.UUID(id), f)
 		}
 	}

@@ -265,7 +265,8 @@ func TestProofOfDamage(t *testing.T) {
 	}
 }
 
-// A stored hash that is damaged is read again after it was repaired, although hashes of its level are remembered.
+// A stored hash that is damaged is read again after it was repaired, although hashes of its level are remembered. Those of other chains stay, and a body that
+// is damaged has none forgotten.
 func TestProofOfRepairedDamage(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -275,20 +276,40 @@ func TestProofOfRepairedDamage(t *testing.T) {
 	flip := func() {
 		r.exec(t.Context(), "ALTER TABLE leaves UPDATE node = reverse(node) WHERE sequence = 511 SETTINGS mutations_sync = 1")
 	}
+	refused := func() {
+		t.Helper()
+		if a := r.get(r.tenant, "/api/v1/events/"+ids[0]+"/proof", nil); a.status != http.StatusInternalServerError {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	other := ledger.ChainID{1}
+	r.service.known.put(other, 1, map[uint64]ledger.Hash{0: {}})
 	flip()
-	if a := r.get(r.tenant, "/api/v1/events/"+ids[0]+"/proof", nil); a.status != http.StatusInternalServerError {
-		t.Errorf("%d %s", a.status, a.body)
+	refused()
+	if r.knows(c.Chain, 1, 1) || !r.knows(other, 1, 0) {
+		t.Error("the chain's node is remembered, or another chain's forgotten")
 	}
 	flip()
 	r.holds(r.proof(r.tenant, ids[0]), n.trust(t))
 	before := r.counter("immutable_query_hashes_read_total")
 	r.proof(r.tenant, ids[0])
 	first := r.counter("immutable_query_hashes_read_total") - before
-	r.service.known.forget()
+	r.service.known.forget(c.Chain)
 	r.proof(r.tenant, ids[0])
 	if all := r.counter("immutable_query_hashes_read_total") - before - first; first != all-1 {
 		t.Errorf("%v hashes were read with one of %v remembered", first, all)
 	}
+	r.exec(t.Context(), "ALTER TABLE events UPDATE body = replace(body, '4711', '4712') WHERE sequence = 3 SETTINGS mutations_sync = 1")
+	refused()
+	if !r.knows(c.Chain, 1, 1) {
+		t.Error("nodes are forgotten for a body")
+	}
+}
+
+// knows reports whether the root of a subtree is remembered.
+func (r *rig) knows(chain ledger.ChainID, level int, n uint64) bool {
+	left := r.service.known.take(chain, level, []ledger.Span{{Level: level, From: n, To: n + 1}}, map[uint64]ledger.Hash{})
+	return len(left) == 0
 }
 
 func TestKnownNodesAreBounded(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -33,7 +34,8 @@ type storedTree struct {
 }
 
 // knownNodes remembers the roots of complete subtrees. They lie far apart in ClickHouse, so that each of 65,536 leaves and more costs a range of its
-// own, every proof in a chain needs those behind its newest leaf, and they never change. What is proved with one is verified like all else.
+// own, every proof in a chain needs those behind its newest leaf, and they never change. What is proved with one is verified like all else, and who
+// finds that it does not hold has the chain's forgotten: a damaged one may have been repaired.
 type knownNodes struct {
 	mu    sync.Mutex
 	nodes map[nodeKey]ledger.Hash
@@ -79,11 +81,15 @@ func (k *knownNodes) put(chain ledger.ChainID, level int, read map[uint64]ledger
 	}
 }
 
-// forget makes everything be read again.
-func (k *knownNodes) forget() {
+// forget makes all of some chains be read again.
+func (k *knownNodes) forget(chains ...ledger.ChainID) {
+	of := make(map[ledger.ChainID]bool, len(chains))
+	for _, id := range chains {
+		of[id] = true
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	clear(k.nodes)
+	maps.DeleteFunc(k.nodes, func(key nodeKey, _ ledger.Hash) bool { return of[key.chain] })
 }
 
 func chainTree(workspace [16]byte, chain ledger.ChainID) storedTree {
