@@ -81,8 +81,8 @@ bench: deps ## measure: prints a table of ratios (docs/benchmarks)
 	cd bench && go run . -count $(COUNT) -run '$(BENCH)'
 
 .PHONY: soak
-soak: deps programs ## run the long tests: a million events, random kills (docs/soak)
-	IMMUTABLE_SOAK=1 $(TEST) -timeout 3h -count 1 ./internal/e2e/...
+soak: deps programs ## run the long tests: a million events, random kills and schedules, each check disabled (docs/soak)
+	IMMUTABLE_SOAK=1 $(TEST) -timeout 3h -count 1 -p 1 ./internal/e2e/... ./processor/...
 
 .PHONY: gen
 gen: deps ## generate code from schemas/
