@@ -60,7 +60,6 @@ func unneeded() map[string]string {
 		"verify/chains.go remembered: m.Size > chains[r.id].Size":                    "marks rise",
 		"verify/epochs.go holds: count == v.epochs[epoch].Epoch.Chains":              "a map of another number of chains has another root",
 		"verify/gaps.go has: at/64 < uint64(len(g.bits))":                            cannot,
-		"verify/gaps.go newGaps: err == nil (2)":                                     another,
 		"verify/gaps.go check: g.tooMany":                                            "no test has four billion records",
 		"verify/gaps.go check: total > 0 && len(g.dead) > maxDead":                   "no test has a million dead letters",
 		"verify/report.go finish: r.Checkpoint == nil":                               listed,
