@@ -173,7 +173,8 @@ func TestFindingsOutliveOtherFailures(t *testing.T) {
 		cluster := kafkatest.Start(t)
 		cluster.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Err: kerr.InvalidRequest, Count: -1})
 		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-		check(t, r, err, "whether 3 leaves that no signed epoch covers yet were sealed: ", "whether every record of the events topic has a leaf: ")
+		check(t, r, err, "whether 3 leaves that no signed epoch covers yet were sealed: asking kafka: ",
+			"whether every record of the events topic has a leaf: asking kafka: ")
 	})
 	t.Run("clickhouse", func(t *testing.T) {
 		s := tampered(t)
