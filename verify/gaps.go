@@ -140,7 +140,7 @@ func (g *gaps) checkBeyond(ctx context.Context, v *tableVerifier, faulty map[led
 	}
 	untied := 0
 	for _, r := range beyond {
-		if !g.topics.tied[int32(r.partition)] {
+		if !g.topics.ties(int32(r.partition)) {
 			untied++
 			continue
 		}
@@ -164,7 +164,7 @@ func (g *gaps) check(ctx context.Context, v *tableVerifier, ledgerPartition uint
 	if g.tooMany {
 		v.report.undecided("partition %d of the events topic has more than %d offsets", g.partition, uint64(maxInputs))
 	}
-	if !g.topics.tied[g.partition] {
+	if !g.topics.ties(g.partition) {
 		v.report.undecided("%s, of partition %d: %v", unsealedInput, g.partition, errNotTied)
 		return nil
 	}

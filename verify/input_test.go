@@ -318,6 +318,48 @@ func TestOtherEventsTopic(t *testing.T) {
 	}
 }
 
+// TestNewPartition: no epoch covers a leaf of a partition yet. What the others show of the topics counts for it too.
+func TestNewPartition(t *testing.T) {
+	l := ledgertest.New()
+	a := l.Chain(1, 1, 0, 1) // in partition 1
+	l.Events(a, 30)
+	l.Epoch()
+	b := l.Chain(2, 1, 0, 1) // in partition 2
+	l.Events(b, 10)
+	s := newTables(t, l)
+	other := func(offset uint64) *recordpb.Event { return &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)} }
+	retry := func(uint64) *recordpb.Event { return &recordpb.Event{Id: a.Leaves[5].ID[:]} }
+	for _, tc := range []struct {
+		name   string
+		events [][]*kgo.Record
+		exit   int
+		gaps   bool
+	}{
+		{"sound", [][]*kgo.Record{eventsTopic(t, a, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, retry)}, verify.ExitVerified, false},
+		{"with gaps", [][]*kgo.Record{eventsTopic(t, a, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, other)}, verify.ExitTampered, true},
+		{"beside one that is another's", [][]*kgo.Record{eventsTopic(t, b, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, other)}, verify.ExitUndecided, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cluster := kafkatest.Start(t)
+			cluster.Produce(t, sealedTopic(t, a, 30, nil)...)
+			cluster.Produce(t, sealedTopic(t, b, 10, nil)...)
+			for i, events := range tc.events {
+				for _, r := range events {
+					r.Partition = int32(1 + i)
+				}
+				cluster.Produce(t, events...)
+			}
+			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Exit != tc.exit || (r.Found[ledger.InputGap] > 0) != tc.gaps || r.Found[ledger.Inserted] > 0 {
+				t.Error(r.Text())
+			}
+		})
+	}
+}
+
 // A generation of the input is not left again.
 func TestInputGenerations(t *testing.T) {
 	l := sharedPartition()

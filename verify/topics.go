@@ -38,9 +38,23 @@ type topics struct {
 	opts   []kgo.Opt
 	client *kgo.Client
 	admin  *kadm.Client
-	// starts and ends of the partitions of the events topic, and those of them that are the ledger's.
+	// starts and ends of the partitions of the events topic, and whether those are the ledger's of which that can be told.
 	starts, ends kadm.ListedOffsets
 	tied         map[int32]bool
+}
+
+// ties says whether a partition of the events topic is the ledger's. One of which no leaf tells it, as no epoch covers any there yet, is if all of which it
+// can be told are.
+func (t *topics) ties(p int32) bool {
+	if tied, told := t.tied[p]; told {
+		return tied
+	}
+	for _, tied := range t.tied {
+		if !tied {
+			return false
+		}
+	}
+	return len(t.tied) > 0
 }
 
 var (
@@ -170,7 +184,7 @@ func (t *topics) bounds(
 	return starts, ends, nil
 }
 
-// tie finds out which partitions of the events topic are the ledger's: those that have one of the last events that were sealed at the offset that its leaf
+// tie finds out which partitions of the events topic are the ledger's, of those of which leaves tell it: those that have one of the last events that were sealed at the offset that its leaf
 // names, or nothing as old as those any more.
 func (t *topics) tie(ctx context.Context, recent map[int32][]sealedPlace) (err error) {
 	topic := t.Topic(schemas.TopicEvents)
@@ -187,6 +201,7 @@ func (t *topics) tie(ctx context.Context, recent map[int32][]sealedPlace) (err e
 			t.tied[p] = true
 			continue
 		}
+		t.tied[p] = false
 		span := kafka.Span{Topic: topic, Partition: p, From: newest.offset}
 		for _, place := range places {
 			if place.generation == newest.generation && place.offset >= start.Offset && place.offset < end.Offset {
