@@ -322,6 +322,9 @@ func TestLaggingTables(t *testing.T) {
 
 // However few bytes of rows are read at once, the same is verified; a row that is larger than they may be is a finding, and the others are verified.
 func TestSlices(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
 	s := newTables(t, newLedger())
 	for bytes, exit := range map[uint64]int{20 << 10: verify.ExitVerified, 100: verify.ExitTampered} {
 		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), SliceBytes: bytes})

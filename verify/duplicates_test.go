@@ -13,6 +13,9 @@ import (
 
 // Retries that came too late are no tampering, however many there are, and hide none: all ids are looked at that come twice, in either order of the tables.
 func TestManyLateRetries(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a second or two")
+	}
 	const events = 10_100 // more than are asked for at once
 	l := ledgertest.New()
 	c := l.Chain(1, 1, 0, 1)

@@ -119,6 +119,7 @@ func leafPages(chain *ledgertest.Chain, most uint64, members string) http.Handle
 // TestAmplifyingServer: attack 28, answers that are small as a text and large in memory, or that never end although each of them does. One after the other: what
 // the servers send is in this process too.
 func TestAmplifyingServer(t *testing.T) {
+	long(t)
 	chain := newLedger().Chains[0]
 	pages := func(most uint64, members string) http.HandlerFunc { return leafPages(chain, most, members) }
 	chains := func(text string) func(w http.ResponseWriter, _ *http.Request) {
