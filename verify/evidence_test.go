@@ -201,19 +201,25 @@ func TestRolledBackChainEvidence(t *testing.T) {
 			if r.Exit != verify.ExitTampered || !slices.Contains(faults(r), fmt.Sprintf("ROLLED BACK chain %x", c.ID)) || len(r.Evidence) != 1 {
 				t.Fatal(r.Text())
 			}
-			text, err := os.ReadFile(r.Evidence[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, err := ledger.ParseChainFork(text)
-			if err != nil {
-				t.Fatal(err)
-			}
+			f, text := readChainFork(t, r.Evidence[0])
 			if err := f.Verify(cfg.Trust, cfg.Now); err != nil || f.Chain != c.ID || f.Newer.Size != uint64(left) || f.Older.Size != 101 {
 				t.Errorf("%v: %s", err, text)
 			}
 		})
 	}
+}
+
+// readChainFork reads evidence of a forked chain.
+func readChainFork(t *testing.T, path string) (f *ledger.ChainFork, text []byte) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err = ledger.ParseChainFork(text); err != nil {
+		t.Fatal(err)
+	}
+	return f, text
 }
 
 // Of many chains that were written anew each is named, and the proofs of some are written.

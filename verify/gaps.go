@@ -256,30 +256,29 @@ func (g *gaps) deadLetters(ctx context.Context) (map[input]deadSum, error) {
 	if err != nil {
 		return nil, err
 	}
+	var spans []kafka.Span
 	ends.Each(func(end kadm.ListedOffset) {
-		start, ok := starts.Lookup(topic, end.Partition)
-		if err != nil || !ok {
-			return
+		if start, ok := starts.Lookup(topic, end.Partition); ok {
+			spans = append(spans, kafka.Span{Topic: topic, Partition: end.Partition, From: start.Offset, To: end.Offset})
 		}
-		span := kafka.Span{Topic: topic, Partition: end.Partition, From: start.Offset, To: end.Offset}
-		err = g.topics.read(ctx, []kafka.Span{span}, func(r *kgo.Record) {
-			var from, partition, offset string
-			for _, h := range r.Headers {
-				switch h.Key {
-				case schemas.DLQHeaderTopic:
-					from = string(h.Value)
-				case schemas.DLQHeaderPartition:
-					partition = string(h.Value)
-				case schemas.DLQHeaderOffset:
-					offset = string(h.Value)
-				}
+	})
+	err = g.topics.read(ctx, spans, func(r *kgo.Record) {
+		var from, partition, offset string
+		for _, h := range r.Headers {
+			switch h.Key {
+			case schemas.DLQHeaderTopic:
+				from = string(h.Value)
+			case schemas.DLQHeaderPartition:
+				partition = string(h.Value)
+			case schemas.DLQHeaderOffset:
+				offset = string(h.Value)
 			}
-			p, errPartition := strconv.ParseInt(partition, 10, 32)
-			o, errOffset := strconv.ParseInt(offset, 10, 64)
-			if from == events && errPartition == nil && errOffset == nil && len(dead) <= maxDead {
-				dead[input{int32(p), o}] = deadSumOf(r.Value)
-			}
-		})
+		}
+		p, errPartition := strconv.ParseInt(partition, 10, 32)
+		o, errOffset := strconv.ParseInt(offset, 10, 64)
+		if from == events && errPartition == nil && errOffset == nil && len(dead) <= maxDead {
+			dead[input{int32(p), o}] = deadSumOf(r.Value)
+		}
 	})
 	return dead, err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -240,14 +239,7 @@ func forkOf(t *testing.T) (*ledger.ChainFork, *ledger.Trust) {
 	if want := []string{fmt.Sprintf("FORKED chain %x sequence 21..40", l.Chains[0].ID)}; !slices.Equal(faults(r), want) || len(r.Evidence) != 1 {
 		t.Fatal(r.Text())
 	}
-	text, err := os.ReadFile(r.Evidence[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := ledger.ParseChainFork(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, _ := readChainFork(t, r.Evidence[0])
 	return f, cfg.Trust
 }
 
@@ -389,15 +381,8 @@ func TestEvidenceOfAChainThatRested(t *testing.T) {
 			t.Errorf("%s: %s", name, r.Text())
 			continue
 		}
-		text, err := os.ReadFile(r.Evidence[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := ledger.ParseChainFork(text)
-		if err == nil {
-			err = f.Verify(cfg.Trust, cfg.Now)
-		}
-		if err != nil {
+		f, _ := readChainFork(t, r.Evidence[0])
+		if err := f.Verify(cfg.Trust, cfg.Now); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -87,6 +87,21 @@ func sealedTopic(t *testing.T, c *ledgertest.Chain, last int, change func(sequen
 	return records
 }
 
+// verifyWith verifies the tables with the topics of a cluster.
+func (s *tables) verifyWith(t *testing.T, cluster *kafkatest.Cluster) *verify.Report {
+	t.Helper()
+	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// stranger is an event that has no leaf, for an offset.
+func stranger(offset uint64) *recordpb.Event {
+	return &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)}
+}
+
 // eventsTopic is the events topic up to an offset, with the chain's events at the offsets of their leaves, and others as filler has them.
 func eventsTopic(t *testing.T, c *ledgertest.Chain, end uint64, filler func(offset uint64) *recordpb.Event) []*kgo.Record {
 	t.Helper()
@@ -136,10 +151,7 @@ func TestTail(t *testing.T) {
 	// The last leaf is one that no epoch ever comes to.
 	c.Leaves[26].LedgerOffset = 1 << 60
 	s := newTables(t, l)
-	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := s.verifyWith(t, cluster)
 	var inserted []uint64
 	for _, f := range r.Faults {
 		if f.Verdict == ledger.Inserted && *f.Chain == c.ID && f.EventID != "" {
@@ -153,10 +165,7 @@ func TestTail(t *testing.T) {
 	// Nor does it know what Kafka has deleted, or does not say.
 	again := func(want string) {
 		t.Helper()
-		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := s.verifyWith(t, cluster)
 		if !strings.Contains(strings.Join(r.Undecided, "\n"), want) {
 			t.Errorf("want %q: %s", want, r.Text())
 		}
@@ -228,10 +237,7 @@ func TestOtherKafka(t *testing.T) {
 				records = append(records, &kgo.Record{Topic: schemas.TopicEvents, Partition: 1, Value: []byte("x")})
 			}
 			cluster.Produce(t, records...)
-			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := s.verifyWith(t, cluster)
 			if r.Exit != verify.ExitUndecided || r.Found[ledger.Inserted]+r.Found[ledger.InputGap] > 0 || len(r.Undecided) != 2 {
 				t.Error(r.Text())
 			}
@@ -244,10 +250,7 @@ func TestOtherKafka(t *testing.T) {
 	}
 	// Without an epoch nothing says where the ledger topic should be.
 	s.exec("TRUNCATE TABLE checkpoints")
-	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: kafkatest.Start(t).Config})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := s.verifyWith(t, kafkatest.Start(t))
 	if r.Exit != verify.ExitUndecided || !strings.Contains(strings.Join(r.Undecided, "\n"), "has a leaf: nothing shows that") {
 		t.Error(r.Text())
 	}
@@ -261,7 +264,6 @@ func TestOtherEventsTopic(t *testing.T) {
 	l.Epoch()
 	s := newTables(t, l)
 	last := c.Leaves[60].Offset
-	other := func(offset uint64) *recordpb.Event { return &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)} }
 	run := func(t *testing.T, events []*kgo.Record, prepare func(*kafkatest.Cluster)) *verify.Report {
 		t.Helper()
 		cluster := kafkatest.Start(t)
@@ -270,11 +272,7 @@ func TestOtherEventsTopic(t *testing.T) {
 		if prepare != nil {
 			prepare(cluster)
 		}
-		r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
+		return s.verifyWith(t, cluster)
 	}
 	empty := ledgertest.New().Chain(1, 1, 0, 1)
 	empty.Leaves = c.Leaves[:1]
@@ -285,8 +283,8 @@ func TestOtherEventsTopic(t *testing.T) {
 		want    []string
 	}{
 		{"empty", nil, nil, []string{"whether the places in the events topic that 60 leaves name were written: nothing shows"}},
-		{"of others", eventsTopic(t, empty, last+5, other), nil, []string{"whether every record of the events topic has a leaf, of partition 1: nothing shows"}},
-		{"its own, and unreadable", eventsTopic(t, c, last+5, other), func(cluster *kafkatest.Cluster) {
+		{"of others", eventsTopic(t, empty, last+5, stranger), nil, []string{"whether every record of the events topic has a leaf, of partition 1: nothing shows"}},
+		{"its own, and unreadable", eventsTopic(t, c, last+5, stranger), func(cluster *kafkatest.Cluster) {
 			cluster.Fake.Fault(kfake.Fault{
 				Keys: []kmsg.Key{kmsg.Fetch}, Topic: cluster.Config.Topic(schemas.TopicEvents), Err: kerr.TopicAuthorizationFailed, Count: -1,
 				When: func(req kmsg.Request) bool { // not where the topic is known again, which is further on
@@ -295,7 +293,7 @@ func TestOtherEventsTopic(t *testing.T) {
 				},
 			})
 		}, []string{"whether every record of the events topic has a leaf: reading kafka: TOPIC_AUTHORIZATION_FAILED"}},
-		{"its own, of which the old is deleted", eventsTopic(t, c, last+5, other), func(cluster *kafkatest.Cluster) {
+		{"its own, of which the old is deleted", eventsTopic(t, c, last+5, stranger), func(cluster *kafkatest.Cluster) {
 			if err := cluster.Fake.DeleteRecords(cluster.Config.Topic(schemas.TopicEvents), 1, int64(last)+1); err != nil {
 				t.Fatal(err)
 			}
@@ -311,7 +309,7 @@ func TestOtherEventsTopic(t *testing.T) {
 	}
 	// Of a chain with faults nothing is known, and nothing is said of Kafka.
 	s.exec("ALTER TABLE leaves DELETE WHERE sequence = 60")
-	r := run(t, eventsTopic(t, c, last+5, other), nil)
+	r := run(t, eventsTopic(t, c, last+5, stranger), nil)
 	if r.Exit != verify.ExitTampered || r.Found[ledger.InputGap]+r.Found[ledger.Inserted] > 0 ||
 		!strings.Contains(strings.Join(r.Undecided, "\n"), "has a leaf: nothing shows that the Kafka") {
 		t.Error(r.Text())
@@ -327,7 +325,6 @@ func TestNewPartition(t *testing.T) {
 	b := l.Chain(2, 1, 0, 1) // in partition 2
 	l.Events(b, 10)
 	s := newTables(t, l)
-	other := func(offset uint64) *recordpb.Event { return &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)} }
 	retry := func(uint64) *recordpb.Event { return &recordpb.Event{Id: a.Leaves[5].ID[:]} }
 	for _, tc := range []struct {
 		name   string
@@ -336,8 +333,8 @@ func TestNewPartition(t *testing.T) {
 		gaps   bool
 	}{
 		{"sound", [][]*kgo.Record{eventsTopic(t, a, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, retry)}, verify.ExitVerified, false},
-		{"with gaps", [][]*kgo.Record{eventsTopic(t, a, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, other)}, verify.ExitTampered, true},
-		{"beside one that is another's", [][]*kgo.Record{eventsTopic(t, b, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, other)}, verify.ExitUndecided, false},
+		{"with gaps", [][]*kgo.Record{eventsTopic(t, a, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, stranger)}, verify.ExitTampered, true},
+		{"beside one that is another's", [][]*kgo.Record{eventsTopic(t, b, 60, retry), eventsTopic(t, b, b.Leaves[10].Offset+1, stranger)}, verify.ExitUndecided, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cluster := kafkatest.Start(t)
@@ -349,10 +346,7 @@ func TestNewPartition(t *testing.T) {
 				}
 				cluster.Produce(t, events...)
 			}
-			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := s.verifyWith(t, cluster)
 			if r.Exit != tc.exit || (r.Found[ledger.InputGap] > 0) != tc.gaps || r.Found[ledger.Inserted] > 0 {
 				t.Error(r.Text())
 			}
@@ -395,7 +389,7 @@ func TestInputGap(t *testing.T) {
 	var dead []*kgo.Record
 	var gaps []uint64
 	records := eventsTopic(t, c, last+5, func(offset uint64) *recordpb.Event { // the last ones are not sealed yet
-		e := &recordpb.Event{Id: fmt.Appendf(nil, "%016d", offset)}
+		e := stranger(offset)
 		if sealed[offset] || offset > last {
 			return e
 		}
@@ -430,10 +424,7 @@ func TestInputGap(t *testing.T) {
 	if len(dead) < 5 {
 		t.Fatalf("%d dead letters", len(dead))
 	}
-	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := s.verifyWith(t, cluster)
 	slices.SortFunc(r.Faults, func(a, b *ledger.Fault) int { return strings.Compare(a.Detail, b.Detail) })
 	var found, want []string
 	for _, f := range r.Faults {
@@ -474,10 +465,7 @@ func TestInputBeyondBounds(t *testing.T) {
 			cluster := kafkatest.Start(t)
 			cluster.Produce(t, eventsTopic(t, c, 10_101, func(uint64) *recordpb.Event { return &recordpb.Event{Id: c.Leaves[5].ID[:], Keyed: true} })...)
 			cluster.Produce(t, sealedTopic(t, c, 40, nil)...)
-			r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := s.verifyWith(t, cluster)
 			if r.Exit != tc.exit || len(r.Undecided)+len(r.Faults) != 1 || !strings.Contains(r.Text(), tc.want) {
 				t.Errorf("want %q: %s", tc.want, r.Text())
 			}
@@ -502,10 +490,7 @@ func TestInputBeyondEndUnknown(t *testing.T) {
 			return asked > 2
 		},
 	})
-	r, err := verify.ClickHouse(t.Context(), s.config(), verify.Tables{ClickHouse: s.server.Config(), Kafka: cluster.Config})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := s.verifyWith(t, cluster)
 	if r.Exit != verify.ExitUndecided || len(r.Faults) > 0 || len(r.Undecided) != 1 || !strings.Contains(r.Undecided[0], "ledger partition 1: asking kafka") {
 		t.Error(r.Text())
 	}

@@ -184,8 +184,8 @@ func (t *topics) bounds(
 	return starts, ends, nil
 }
 
-// tie finds out which partitions of the events topic are the ledger's, of those of which leaves tell it: those that have one of the last events that were sealed at the offset that its leaf
-// names, or nothing as old as those any more.
+// tie finds out which partitions of the events topic are the ledger's, of those of which leaves tell it: those that have one of the last events that were
+// sealed at the offset that its leaf names, or nothing as old as those any more.
 func (t *topics) tie(ctx context.Context, recent map[int32][]sealedPlace) (err error) {
 	topic := t.Topic(schemas.TopicEvents)
 	if t.starts, t.ends, err = t.bounds(ctx, topic, t.admin.ListEndOffsets); err != nil {
