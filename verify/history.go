@@ -95,16 +95,16 @@ func (h *histories) askOlder(ctx context.Context) error {
 
 // olderEpochs picks epochs before an index of the root log, in which all entries but changes of the key are epochs.
 func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
-	picked := map[uint64]bool{}
-	for _, index := range pickEpochs(before, n) {
-		for changes[index] {
-			index++
+	passed := slices.DeleteFunc(slices.Sorted(maps.Keys(changes)), func(index uint64) bool { return index >= before })
+	picked := pickEpochs(before-uint64(len(passed)), n)
+	skipped := uint64(0)
+	for i, epoch := range picked { // the number among epochs becomes the index among entries
+		for skipped < uint64(len(passed)) && passed[skipped] <= epoch+skipped {
+			skipped++
 		}
-		if index < before {
-			picked[index] = true
-		}
+		picked[i] = epoch + skipped
 	}
-	return slices.Sorted(maps.Keys(picked))
+	return picked
 }
 
 // askEpoch asks what one epoch states, by the accepted checkpoint. It returns nil where that is not proven; the error says that it was not
