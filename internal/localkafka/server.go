@@ -1,6 +1,7 @@
 // Package localkafka is the Kafka of a single machine: franz-go's kfake, which speaks the real protocol over TCP and
 // keeps its log in a folder with an fsync per write, and around it what kfake lacks to be trusted with an audit log:
-// transactions that a crash cannot tear, a log without torn tails, and a refusal to write on a nearly full disk.
+// transactions that a crash cannot tear, a log without torn tails, aborted records that stay unread, and a refusal to write on a
+// nearly full disk.
 //
 // It has one broker and no replication. It is for evaluation and for single machines; production has a Kafka of its own.
 package localkafka
@@ -99,6 +100,7 @@ func Start(cfg Config, logger *slog.Logger) (*Server, error) {
 		cluster: cluster, journal: journal, disk: disk{dir: cfg.Dir, minFreeBytes: cfg.MinFreeBytes}, cfg: cfg,
 		logger: logger, compactedAt: time.Now(),
 	}
+	BoundFetches(cluster)
 	cluster.ControlKey(int16(kmsg.Produce), s.onProduce)
 	cluster.ControlKey(int16(kmsg.TxnOffsetCommit), s.onTxnOffsetCommit)
 	cluster.ControlKey(int16(kmsg.EndTxn), s.onEndTxn)

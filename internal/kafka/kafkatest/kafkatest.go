@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"getimmutable.dev/immutable/internal/kafka"
+	"getimmutable.dev/immutable/internal/localkafka"
 	"getimmutable.dev/immutable/schemas"
 )
 
@@ -51,6 +52,7 @@ func StartEmpty(tb testing.TB, opts ...kfake.Opt) *Cluster {
 		tb.Fatalf("starting a broker: %v", err)
 	}
 	tb.Cleanup(fake.Close)
+	localkafka.BoundFetches(fake)
 	return &Cluster{
 		Fake: fake,
 		Config: kafka.Config{
