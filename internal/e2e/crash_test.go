@@ -108,7 +108,7 @@ func TestRandomKills(t *testing.T) {
 
 // inSoak returns soak under `make soak`, else usual.
 func inSoak(soak, usual uint64) uint64 {
-	if os.Getenv("IMMUTABLE_SOAK") == "1" {
+	if os.Getenv("IMMUTABLE_SOAK") != "" {
 		return soak
 	}
 	return usual
