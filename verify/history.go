@@ -46,13 +46,16 @@ const (
 // askOlder asks what older epochs state. What is not answered leaves the verification undecided.
 func (h *histories) askOlder(ctx context.Context) error {
 	newest := h.newest()
-	changes := map[uint64]bool{}
+	var changes []uint64 // of the key, before the newest epoch
 	for _, text := range h.a.replay.keyEntries {
-		if e, err := ledger.ParseEntry([]byte(text)); err == nil {
-			changes[e.Index] = true
+		if e, err := ledger.ParseEntry([]byte(text)); err == nil && e.Index < newest.entry.Index {
+			changes = append(changes, e.Index)
 		}
 	}
-	indexes := olderEpochs(newest.entry.Index, changes, h.cfg.Epochs-1)
+	slices.Sort(changes)
+	changes = slices.Compact(changes)
+	older := newest.entry.Index - uint64(len(changes)) // all other entries are epochs
+	indexes := olderEpochs(older, changes, h.cfg.Epochs-1)
 	var all []*statedEpoch
 	known := map[ledger.ChainID]bool{}
 	refused := 0
@@ -81,25 +84,19 @@ func (h *histories) askOlder(ctx context.Context) error {
 		all = append(all, e)
 	}
 	h.epochs = append(all, newest)
-	total := newest.entry.Index + 1
-	for index := range changes {
-		if index < newest.entry.Index {
-			total--
-		}
-	}
+	total := older + 1
 	if left := total - uint64(len(h.epochs)); left > 0 {
 		h.report.notChecked("%d of %d epochs: --epochs says how many the chains are compared with, half of them drawn at random", left, total)
 	}
 	return nil
 }
 
-// olderEpochs picks epochs before an index of the root log, in which all entries but changes of the key are epochs.
-func olderEpochs(before uint64, changes map[uint64]bool, n int) []uint64 {
-	passed := slices.DeleteFunc(slices.Sorted(maps.Keys(changes)), func(index uint64) bool { return index >= before })
-	picked := pickEpochs(before-uint64(len(passed)), n)
+// olderEpochs picks among so many epochs, between which lie changes of the key, in order, and returns their indexes in the root log.
+func olderEpochs(epochs uint64, changes []uint64, n int) []uint64 {
+	picked := pickEpochs(epochs, n)
 	skipped := uint64(0)
 	for i, epoch := range picked { // the number among epochs becomes the index among entries
-		for skipped < uint64(len(passed)) && passed[skipped] <= epoch+skipped {
+		for skipped < uint64(len(changes)) && changes[skipped] <= epoch+skipped {
 			skipped++
 		}
 		picked[i] = epoch + skipped
