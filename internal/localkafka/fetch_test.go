@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -16,9 +15,7 @@ import (
 func TestAbortedStaysUnread(t *testing.T) {
 	const transactions, partitions, batchBytes = 40, 3, 1_000
 	s := startServer(t, Config{Dir: t.TempDir()})
-	if _, err := kadm.NewClient(newClient(t, s)).CreateTopic(t.Context(), partitions, 1, nil, "ledger"); err != nil {
-		t.Fatal(err)
-	}
+	createTopic(t, s, "ledger", partitions, nil)
 	cl := newClient(t, s, kgo.TransactionalID("x"), kgo.ProducerLinger(0), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchCompression(kgo.NoCompression()))
 	var want [partitions][]string

@@ -41,9 +41,9 @@ func newClient(t *testing.T, s *Server, opts ...kgo.Opt) *kgo.Client {
 	return cl
 }
 
-func createTopic(t *testing.T, s *Server, topic string, configs map[string]*string) {
+func createTopic(t *testing.T, s *Server, topic string, partitions int32, configs map[string]*string) {
 	t.Helper()
-	if _, err := kadm.NewClient(newClient(t, s)).CreateTopic(t.Context(), 1, 1, configs, topic); err != nil {
+	if _, err := kadm.NewClient(newClient(t, s)).CreateTopic(t.Context(), partitions, 1, configs, topic); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -91,7 +91,7 @@ func TestFullDisk(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 	log := filepath.Join(dir, "log")
 	s := startServer(t, Config{Dir: log, MinFreeBytes: 8 << 20})
-	createTopic(t, s, "events", nil)
+	createTopic(t, s, "events", 1, nil)
 	cl := newClient(t, s, kgo.DefaultProduceTopic("events"), kgo.RecordDeliveryTimeout(time.Second), kgo.ProducerLinger(0),
 		kgo.ProducerBatchCompression(kgo.NoCompression()))
 	produce := func() error {
@@ -153,8 +153,8 @@ func TestCompactionIsUndone(t *testing.T) {
 	dir := t.TempDir()
 	compact := map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")}
 	s := startServer(t, Config{Dir: dir})
-	createTopic(t, s, "config/a b", compact) // as odd a name as any
-	createTopic(t, s, "events", nil)
+	createTopic(t, s, "config/a b", 1, compact) // as odd a name as any
+	createTopic(t, s, "events", 1, nil)
 	cl := newClient(t, s, kgo.ProducerLinger(0))
 	for i := range 5 {
 		r := &kgo.Record{Topic: "config", Key: []byte("key"), Value: []byte{byte(i)}}
@@ -210,7 +210,7 @@ func TestNothingIsWrittenUnderTheMarkOfACompaction(t *testing.T) {
 	}
 	dir := t.TempDir()
 	s := startServer(t, Config{Dir: dir, CompactInterval: time.Hour, MinFreeBytes: 1})
-	createTopic(t, s, "config", map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})
+	createTopic(t, s, "config", 1, map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})
 	cl := newClient(t, s, kgo.DefaultProduceTopic("config"), kgo.ProducerLinger(0), kgo.RecordDeliveryTimeout(time.Second))
 	produce := func() error {
 		return cl.ProduceSync(t.Context(), &kgo.Record{Key: []byte("key"), Value: []byte("value")}).FirstErr()
@@ -295,7 +295,7 @@ func TestNothingIsWrittenUnderTheMarkOfACompaction(t *testing.T) {
 func TestCompacts(t *testing.T) {
 	dir := t.TempDir()
 	s := startServer(t, Config{Dir: dir, CompactInterval: time.Nanosecond})
-	createTopic(t, s, "config", map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})
+	createTopic(t, s, "config", 1, map[string]*string{"cleanup.policy": new("compact"), "retention.ms": new("-1")})
 	cl := newClient(t, s, kgo.DefaultProduceTopic("config"), kgo.ProducerLinger(0))
 	for range 100 {
 		if err := cl.ProduceSync(t.Context(), &kgo.Record{Key: []byte("key"), Value: make([]byte, 1000)}).FirstErr(); err != nil {
