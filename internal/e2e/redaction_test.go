@@ -283,20 +283,20 @@ func (s *stack) paths(t *testing.T, ids []string) []string {
 	for _, c := range chains.Data.Chains {
 		paths = append(paths, v1+"/ledger/leaves?chain="+c.Chain)
 	}
-	var list struct{ Data []struct{ ID string } }
-	for _, path := range []string{"/anchors", "/keys", "/workspaces"} {
+	var list, anchors struct{ Data []struct{ ID string } }
+	for _, path := range []string{"/keys", "/workspaces"} {
 		s.get(t, path, nil, &list)
 		for _, one := range list.Data {
 			paths = append(paths, v1+path+"/"+one.ID)
-			if path == "/anchors" {
-				paths = append(paths, v1+path+"/"+one.ID+"/verify")
-			}
 		}
 	}
+	s.get(t, "/anchors", nil, &anchors)
+	for _, one := range anchors.Data {
+		paths = append(paths, v1+"/anchors/"+one.ID, v1+"/anchors/"+one.ID+"/verify")
+	}
 	// An anchor's id is its size, and the newest comes first.
-	s.get(t, "/anchors", nil, &list)
 	tile := "000"
-	if size, err := strconv.Atoi(list.Data[0].ID); err != nil || size < 256 {
+	if size, err := strconv.Atoi(anchors.Data[0].ID); err != nil || size < 256 {
 		tile = fmt.Sprintf("000.p/%d", size)
 	}
 	return append(paths, v1+"/ledger/tile/0/"+tile, v1+"/ledger/tile/entries/"+tile)

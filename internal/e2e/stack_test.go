@@ -267,7 +267,7 @@ func (s *stack) cli(t *testing.T, args ...any) string {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("%v: %v\n%s", cmd.Args, err, &stderr)
+		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, &stdout, &stderr)
 	}
 	return strings.TrimSpace(stdout.String())
 }

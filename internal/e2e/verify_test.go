@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -96,29 +94,22 @@ func (a *auditor) proof(t *testing.T, id string) (text []byte, r *verify.Report)
 }
 
 // run runs a subcommand, which must verify all that it ever does, and find nothing but REDACTED.
-func (a *auditor) run(t *testing.T, args ...string) *verify.Report {
+func (a *auditor) run(t *testing.T, what string, args ...string) *verify.Report {
 	t.Helper()
 	began := time.Now()
-	args = append(append([]string{"verify"}, args...), "--json", "--trust="+a.trust(), "--memory="+filepath.Join(a.dir, "memory.json"),
-		"--evidence="+a.dir)
-	cmd := exec.CommandContext(t.Context(), immutable(t), args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("verify %s: %v\n%s%s", args[1], err, &stdout, &stderr)
-	}
+	text := a.cli(t, "verify", what, args, "--json", "--trust="+a.trust(), "--memory="+filepath.Join(a.dir, "memory.json"), "--evidence="+a.dir)
 	r := new(verify.Report)
-	if err := json.Unmarshal(stdout.Bytes(), r); err != nil {
-		t.Fatalf("verify %s: %v\n%s", args[1], err, &stdout)
+	if err := json.Unmarshal([]byte(text), r); err != nil {
+		t.Fatalf("verify %s: %v\n%s", what, err, text)
 	}
-	t.Logf("verify %s: %d leaves, %d epochs, in %s", args[1], r.Leaves, r.Epochs, time.Since(began).Round(time.Millisecond))
+	t.Logf("verify %s: %d leaves, %d epochs, in %s", what, r.Leaves, r.Epochs, time.Since(began).Round(time.Millisecond))
 	for verdict, n := range r.Found {
 		if verdict != ledger.Redacted && n > 0 {
-			t.Errorf("verify %s: %s, %d times", args[1], verdict, n)
+			t.Errorf("verify %s: %s, %d times", what, verdict, n)
 		}
 	}
 	if !r.Verified || r.Level != verify.TamperDetecting || len(r.Undecided) > 0 || slices.ContainsFunc(r.NotChecked, mightBeChecked) {
-		t.Errorf("verify %s: %s", args[1], &stdout)
+		t.Errorf("verify %s: %s", what, text)
 	}
 	return r
 }
